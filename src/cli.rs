@@ -1,0 +1,126 @@
+//! The command line: what was typed. Thin: every command is one call into the library.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    commands, config, curate,
+    device::{DeviceKind, DtypeChoice},
+    error, evaluate, interrupt, telemetry, train,
+};
+
+/// Taxonomy to instruction data to a fine-tuned, measured student: GLAN (arXiv 2402.13064) on one workstation, offline.
+#[derive(Debug, Parser)]
+#[command(name = "glan", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log more.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Log errors alone.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole pipeline: generate, curate, train, evaluate, report.
+    Run(StageArgs),
+    /// Stage 1: taxonomy to question-answer pairs.
+    Generate(StageArgs),
+    /// Stage 2: pairs to training rows (or: your own JSONL with --data).
+    Curate(curate::CurateArgs),
+    /// Stage 3: rows to a student (or: any model on any data with --model and --data).
+    Train(train::TrainArgs),
+    /// Stage 4: base and student on the same items (or: any model with --model and --tasks).
+    Evaluate(evaluate::EvaluateArgs),
+    /// Stage 5: one self-contained HTML page.
+    Report(StageArgs),
+    /// Continue prompts from a JSONL file.
+    Complete(commands::complete::CompleteArgs),
+    /// Log-likelihoods of continuations from a JSONL file.
+    Score(commands::score::ScoreArgs),
+    /// Talk to a model.
+    Chat(commands::chat::ChatArgs),
+    /// What a model, a data file or a run directory holds.
+    Inspect(commands::inspect::InspectArgs),
+    /// Download a model into the Hugging Face cache.
+    Fetch(commands::fetch::FetchArgs),
+    /// What this machine and this binary can do.
+    Doctor(commands::doctor::DoctorArgs),
+}
+
+/// What every stage command takes.
+#[derive(Debug, Clone, Args)]
+pub struct StageArgs {
+    /// Configuration file.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Run directory; `runs/` and the configuration's name by default.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Override a configuration key, such as `train.learning_rate=1e-4`. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Machine-readable result on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl StageArgs {
+    /// The resolved configuration.
+    pub fn load_config(&self) -> Result<config::Config> {
+        config::load(self.config.as_deref(), &self.set)
+    }
+}
+
+/// How a model is loaded by the commands that take one.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// Model directory, or `org/name` in the Hugging Face cache.
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// Type of the weights.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dtype: DtypeChoice,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceKind,
+    /// Override an `engine` key, such as `engine.max_num_seqs=8`. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Parses, runs, prints the error chain on stderr, and returns the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::install(cli.verbose, cli.quiet);
+    interrupt::install();
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            telemetry::print_error(&failure);
+            ExitCode::from(error::exit_code(&failure))
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Run(args) => commands::pipeline::run(&args),
+        Command::Generate(args) => commands::pipeline::generate(&args),
+        Command::Curate(args) => curate::main(&args),
+        Command::Train(args) => train::main(&args),
+        Command::Evaluate(args) => commands::pipeline::evaluate(&args),
+        Command::Report(args) => commands::pipeline::report(&args),
+        Command::Complete(args) => commands::complete::main(&args),
+        Command::Score(args) => commands::score::main(&args),
+        Command::Chat(args) => commands::chat::main(&args),
+        Command::Inspect(args) => commands::inspect::main(&args),
+        Command::Fetch(args) => commands::fetch::main(&args),
+        Command::Doctor(args) => commands::doctor::main(&args),
+    }
+}

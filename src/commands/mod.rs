@@ -1,0 +1,9 @@
+//! Commands beside the stages, and the pipeline that runs the stages one after another.
+
+pub mod chat;
+pub mod complete;
+pub mod doctor;
+pub mod fetch;
+pub mod inspect;
+pub mod pipeline;
+pub mod score;

@@ -1,0 +1,49 @@
+//! `[curate]`: pairs to training rows.
+
+use serde::{Deserialize, Serialize};
+
+/// Stage 2.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CurateConfig {
+    /// Fewest characters of a question.
+    pub min_question_chars: usize,
+    /// Most characters of a question.
+    pub max_question_chars: usize,
+    /// Fewest characters of an answer.
+    pub min_answer_chars: usize,
+    /// Most characters of an answer.
+    pub max_answer_chars: usize,
+    /// Estimated Jaccard similarity of questions from which two rows count as near-duplicates; 1 is off.
+    pub near_duplicate_threshold: f64,
+    /// Compare rows against the evaluation sets and drop those that contain an item.
+    pub decontaminate: bool,
+    /// Words per n-gram of the decontamination index.
+    pub decontaminate_ngram: usize,
+    /// An answer must match this regular expression; empty asks for nothing.
+    pub answer_pattern: String,
+    /// Share of rows for validation.
+    pub valid_fraction: f64,
+    /// Share of rows for the test set.
+    pub test_fraction: f64,
+    /// Control experiment: shuffle the answers among the questions, so that nothing but the format can be learnt.
+    pub shuffle_answers: bool,
+}
+
+impl Default for CurateConfig {
+    fn default() -> Self {
+        Self {
+            min_question_chars: 8,
+            max_question_chars: 8000,
+            min_answer_chars: 1,
+            max_answer_chars: 32000,
+            near_duplicate_threshold: 0.8,
+            decontaminate: true,
+            decontaminate_ngram: 13,
+            answer_pattern: String::new(),
+            valid_fraction: 0.02,
+            test_fraction: 0.02,
+            shuffle_answers: false,
+        }
+    }
+}

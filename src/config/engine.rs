@@ -1,0 +1,23 @@
+//! `[engine]`: how batched inference uses the machine. Nothing here may change a record on the CPU in f32.
+
+use serde::{Deserialize, Serialize};
+
+/// Continuous batching over a paged cache (vLLM's names).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// Most sequences that are decoded together.
+    pub max_num_seqs: usize,
+    /// Most tokens of one step, prefill chunks and decodes together.
+    pub max_num_batched_tokens: usize,
+    /// Tokens per block of the key/value cache.
+    pub block_size: usize,
+    /// One fixed order of summation whatever the batch. Always on for f32 on the CPU.
+    pub batch_invariant: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { max_num_seqs: 64, max_num_batched_tokens: 2048, block_size: 16, batch_invariant: true }
+    }
+}

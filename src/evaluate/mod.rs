@@ -1,0 +1,70 @@
+//! Stage 4, `evaluate`: base and student on the same items.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{cli::StageArgs, config::Config, language_model::LanguageModel, run_dir::RunDir};
+
+/// Arguments of `glan evaluate`.
+#[derive(Debug, Clone, Args)]
+pub struct EvaluateArgs {
+    /// The configuration and the run directory.
+    #[command(flatten)]
+    pub stage: StageArgs,
+    /// Evaluate this model alone instead of a run's base and student.
+    #[arg(long, value_name = "DIR", requires_all = ["tasks", "output"])]
+    pub model: Option<String>,
+    /// Tasks, separated by commas.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub tasks: Vec<String>,
+    /// Folder with the benchmarks' files.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Where results and samples go.
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// First so many items of every task.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Examples before each question; the task's own number by default.
+    #[arg(long, value_name = "N")]
+    pub num_fewshot: Option<usize>,
+    /// Render prompts with the model's chat template.
+    #[arg(long)]
+    pub apply_chat_template: bool,
+}
+
+/// Which model of a run is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The student before training.
+    Base,
+    /// The student after training.
+    Tuned,
+}
+
+/// The verdict of a run: accuracies as fractions.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Verdict {
+    /// The headline task.
+    pub task: String,
+    /// Base model, no examples.
+    pub base: f64,
+    /// Base model with examples before each question.
+    pub base_fewshot: Option<f64>,
+    /// Tuned model, no examples.
+    pub tuned: f64,
+    /// Two-sided paired test of tuned against base.
+    pub p_value: f64,
+}
+
+/// Loads one model of the run, when something is left to do.
+pub type RoleLoader<'a> = dyn FnMut(Role) -> Result<Box<dyn LanguageModel>> + 'a;
+
+/// Runs the stage on a run directory.
+pub fn run(config: &Config, run_dir: &RunDir, load: &mut RoleLoader) -> Result<Verdict> {
+    let _ = (config, run_dir, load);
+    anyhow::bail!("not here yet")
+}

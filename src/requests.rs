@@ -1,0 +1,1 @@
+//! The JSON-lines files of `glan complete` and `glan score`.
