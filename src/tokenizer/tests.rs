@@ -1,5 +1,7 @@
 //! Loading, BOS rules, offsets, bytes of tokens and streaming, on the toy vocabularies.
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -180,28 +182,31 @@ fn copied_files_load_again_and_overwrite() {
     assert_eq!(Tokenizer::load(&to.path().join("student")).unwrap().bos_token_id(), Some(1));
 }
 
+static BYTE_LEVEL: LazyLock<Tokenizer> = LazyLock::new(|| toy::byte_level(None, "<|im_end|>"));
+static SENTENCEPIECE: LazyLock<Tokenizer> = LazyLock::new(toy::sentencepiece);
+
 proptest! {
     #[test]
     fn byte_level_text_survives_encoding_decoding_and_streaming(text in "\\PC{0,40}|[ \\n\\ta-c🙂é日]{0,24}") {
-        let tokenizer = toy::byte_level(None, "<|im_end|>");
+        let tokenizer = &*BYTE_LEVEL;
         let ids = tokenizer.encode(&text, true).unwrap();
         prop_assert_eq!(&tokenizer.decode(&ids, false).unwrap(), &text);
-        prop_assert_eq!(&streamed(&tokenizer, &ids), &tokenizer.decode(&ids, true).unwrap());
+        prop_assert_eq!(&streamed(tokenizer, &ids), &tokenizer.decode(&ids, true).unwrap());
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
         prop_assert_eq!(bytes, text.into_bytes());
     }
 
     #[test]
     fn a_byte_level_stream_agrees_with_decode_on_any_ids(ids in prop::collection::vec(0u32..275, 0..30)) {
-        let tokenizer = toy::byte_level(None, "<|im_end|>");
-        prop_assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids, true).unwrap());
+        let tokenizer = &*BYTE_LEVEL;
+        prop_assert_eq!(streamed(tokenizer, &ids), tokenizer.decode(&ids, true).unwrap());
     }
 
     #[test]
     fn a_sentencepiece_stream_agrees_with_decode(text in "[ abc{}\\n🙂é]{0,24}") {
-        let tokenizer = toy::sentencepiece();
+        let tokenizer = &*SENTENCEPIECE;
         let ids = tokenizer.encode(&text, true).unwrap();
         prop_assert_eq!(&tokenizer.decode(&ids, true).unwrap(), &text);
-        prop_assert_eq!(streamed(&tokenizer, &ids), text);
+        prop_assert_eq!(streamed(tokenizer, &ids), text);
     }
 }
