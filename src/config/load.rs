@@ -78,7 +78,7 @@ fn apply_override(table: &mut Table, text: &str, known: &Table) -> Result<()> {
     let value = override_value(value.trim(), default);
 
     // Tried on its own first, so that a wrong type is blamed on the override that has it.
-    let mut alone = value.clone();
+    let mut alone = value;
     for key in path.iter().rev() {
         alone = Value::Table(Table::from_iter([(key.clone(), alone)]));
     }
