@@ -2,7 +2,7 @@
 //!
 //! Works on the sample files alone, so that a comparison can be made again from what a run left behind.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -185,49 +185,6 @@ fn by_discipline(evaluations: &Evaluations, task: &str) -> Result<Vec<Discipline
     Ok(groups)
 }
 
-/// The comparison as a table for people.
-pub fn table(comparison: &Comparison, fewshot: usize) -> String {
-    let header = ["task", "metric", "n", "base", &format!("base {fewshot}-shot"), "tuned", "difference", "p"];
-    let mut rows = vec![header.map(str::to_owned)];
-    for row in &comparison.tasks {
-        rows.push([
-            row.task.clone(),
-            row.metric.strip_suffix(",none").unwrap_or(&row.metric).to_owned(),
-            row.n.to_string(),
-            percent(row.base),
-            row.base_fewshot.map_or_else(|| "-".to_owned(), percent),
-            percent(row.tuned),
-            format!("{:+.1}", 100.0 * (row.tuned - row.base)),
-            match row.p_value.partial_cmp(&0.001) {
-                Some(Ordering::Less) => "<0.001".to_owned(),
-                _ => format!("{:.3}", row.p_value),
-            },
-        ]);
-    }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |row: &[String; 8]| {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(
-                |(column, (cell, &width))| {
-                    if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-                },
-            )
-            .collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    let mut lines: Vec<String> = rows.iter().map(line).collect();
-    lines.extend(comparison.skipped.iter().map(|skipped| format!("{} skipped: {}", skipped.task, skipped.reason)));
-    lines.join("\n")
-}
-
-fn percent(fraction: f64) -> String {
-    format!("{:.1}%", 100.0 * fraction)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,32 +195,6 @@ mod tests {
         assert_eq!(headline(&["arc_easy", "primer_mc"])?, "arc_easy");
         assert!(headline(&[]).is_err());
         Ok(())
-    }
-
-    #[test]
-    fn the_table_shows_percentages_and_the_difference_in_points() {
-        let row = TaskComparison {
-            task: "primer".into(),
-            metric: "exact_match,extract".into(),
-            base: 0.0413,
-            base_stderr: None,
-            base_fewshot: Some(0.1),
-            tuned: 0.75,
-            tuned_stderr: None,
-            p_value: 1e-9,
-            n: 590,
-            difference_ci95: None,
-        };
-        let comparison = Comparison {
-            verdict: Verdict { task: "primer".into(), base: 0.0413, base_fewshot: None, tuned: 0.75, p_value: 1e-9 },
-            tasks: vec![row],
-            by_discipline: Vec::new(),
-            skipped: vec![SkippedTask { task: "gsm8k".into(), reason: "no file".into() }],
-        };
-        let expected = "task    metric                 n  base  base 3-shot  tuned  difference       p\n\
-                        primer  exact_match,extract  590  4.1%        10.0%  75.0%       +70.9  <0.001\n\
-                        gsm8k skipped: no file";
-        assert_eq!(table(&comparison, 3), expected);
     }
 
     #[test]

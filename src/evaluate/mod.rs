@@ -22,6 +22,7 @@ mod scripted;
 mod shared_fixtures;
 mod stage;
 pub mod stats;
+pub mod table;
 pub mod task;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,7 @@ use clap::Args;
 
 pub use self::{
     compare::{Comparison, DisciplineComparison, TaskComparison},
-    stage::{plan_model, run, run_model},
+    stage::{check, plan_model, run, run_model},
 };
 use crate::{cli::StageArgs, language_model::LanguageModel};
 

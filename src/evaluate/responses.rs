@@ -15,6 +15,7 @@ use super::{
     task::{Generation, OutputType},
 };
 use crate::{
+    chat_template::encode_prompt,
     error::usage,
     language_model::{Completion, FinishReason, LanguageModel, Prompt, Request, SamplingParams, Score, ScoreRequest},
     records::{self, JsonlWriter, Ordered},
@@ -285,7 +286,8 @@ fn generation_request(
     let limit = model.max_model_len();
     let max_new_tokens = generation.max_gen_toks.min(limit / 2).max(1);
     let is_chat = matches!(context, Context::Messages(_));
-    let ids = model.tokenizer().encode(text, !is_chat)?;
+    let tokenizer = model.tokenizer();
+    let ids = if is_chat { encode_prompt(tokenizer, text)? } else { tokenizer.encode(text, true)? };
     let prompt = match context {
         _ if ids.len() + max_new_tokens > limit => {
             let keep = limit.saturating_sub(max_new_tokens).max(1).min(ids.len());
@@ -348,8 +350,8 @@ fn encode_pair(
     continuation: &str,
 ) -> Result<(Vec<u32>, Vec<u32>)> {
     let kept = context.trim_end();
-    let whole = tokenizer.encode(&format!("{context}{continuation}"), true)?;
-    let context = tokenizer.encode(kept, true)?;
+    let whole = encode_prompt(tokenizer, &format!("{context}{continuation}"))?;
+    let context = encode_prompt(tokenizer, kept)?;
     let split = context.len().min(whole.len());
     Ok((whole[..split].to_vec(), whole[split..].to_vec()))
 }

@@ -1,15 +1,12 @@
 //! A model for tests that answers by a script, with a byte-level tokenizer.
 
 use anyhow::{Result, bail};
-use serde_json::{Map, Value, json};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::{primer, task::Task};
 use crate::{
     chat_template::ChatTemplate,
     language_model::{Completion, FinishReason, LanguageModel, ModelIdentity, Prompt, Request, Score, ScoreRequest},
-    records,
-    tokenizer::Tokenizer,
+    tokenizer::{Tokenizer, toy},
 };
 
 /// The continuation of a prompt.
@@ -18,6 +15,7 @@ pub type Script = fn(&str) -> String;
 /// Continues by its script, and finds a text likely when the script starts with it.
 pub struct ScriptedModel {
     tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
     identity: ModelIdentity,
     script: Script,
     /// Fails after so many answers, as a kill does.
@@ -32,7 +30,7 @@ pub struct ScriptedModel {
 pub fn answers_right(prompt: &str) -> String {
     let split = primer::Primer.load("".as_ref(), true).expect("the primer is built in");
     let mc = primer::PrimerMc.load("".as_ref(), true).expect("the primer is built in");
-    let found = split.documents.iter().chain(&mc.documents).find(|document| prompt.ends_with(&document.text));
+    let found = split.documents.iter().chain(&mc.documents).find(|document| prompt.contains(&document.text));
     let found = found.expect("only primer questions are asked");
     match found.choices.is_empty() {
         true => format!(" {}\nQuestion: and on it goes", found.shot_answer),
@@ -47,24 +45,18 @@ pub fn answers_wrong(_prompt: &str) -> String {
 
 impl ScriptedModel {
     pub fn new(script: Script) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
-        alphabet.sort_unstable();
-        let vocab: Map<String, Value> =
-            alphabet.iter().zip(0..).map(|(character, id)| (character.to_string(), json!(id))).collect();
-        let byte_level = json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false
-        });
-        let file = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-            "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-            "model": {"type": "BPE", "vocab": vocab, "merges": []},
-        });
-        records::write_json(&folder.path().join("tokenizer.json"), &file)?;
-        let tokenizer = Tokenizer::load(folder.path())?;
+        let tokenizer = toy::byte_level(None, "<|endoftext|>");
         let identity =
             ModelIdentity { name: "scripted".into(), hash: "0".repeat(16), num_parameters: 0, dtype: "f32".into() };
-        Ok(Self { tokenizer, identity, script, fail_after: None, served: 0, max_model_len: 4096 })
+        Ok(Self { tokenizer, chat_template: None, identity, script, fail_after: None, served: 0, max_model_len: 4096 })
+    }
+
+    /// Gives the model ChatML.
+    pub fn give_chat_template(&mut self) -> Result<()> {
+        let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                      {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+        self.chat_template = Some(ChatTemplate::new(source.to_owned(), &self.tokenizer)?);
+        Ok(())
     }
 
     fn count(&mut self) -> Result<()> {
@@ -129,7 +121,7 @@ impl LanguageModel for ScriptedModel {
     }
 
     fn chat_template(&self) -> Option<&ChatTemplate> {
-        None
+        self.chat_template.as_ref()
     }
 
     fn max_model_len(&self) -> usize {

@@ -43,6 +43,9 @@ pub fn run(config: &Config, run_dir: &RunDir, load: &mut RoleLoader) -> Result<V
         .into());
     }
     let plans = Plans::new(config)?;
+    for skipped in &plans.base.skipped {
+        tracing::warn!("task `{}` is skipped: {}", skipped.task, skipped.reason);
+    }
     let folder = |name: &str| run_dir.stage_file("evaluate", name);
     let base_key = model_key(&config.student.model, config)?;
     let tuned_key = model_key(&student.to_string_lossy(), config)?;
@@ -66,6 +69,13 @@ pub fn run(config: &Config, run_dir: &RunDir, load: &mut RoleLoader) -> Result<V
     Ok(comparison.verdict)
 }
 
+/// Finds what is wrong with `[evaluate]` before the stages ahead of it have taken their time.
+///
+/// **Errors**: usage, as [`run`] would give them.
+pub fn check(config: &Config) -> Result<()> {
+    Plans::new(config).map(drop)
+}
+
 /// What each model of a run is asked.
 struct Plans {
     base: Plan,
@@ -84,9 +94,6 @@ impl Plans {
             style,
         };
         let base = Plan::new(&evaluate.tasks, options(num_fewshot, PromptStyle::plain()))?;
-        for skipped in &base.skipped {
-            tracing::warn!("task `{}` is skipped: {}", skipped.task, skipped.reason);
-        }
         if base.tasks.is_empty() {
             let names = evaluate.tasks.join(", ");
             return Err(usage(format!("none of the tasks of evaluate.tasks can be evaluated: [{names}]")));

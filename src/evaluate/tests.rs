@@ -6,11 +6,12 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{
-    Comparison, Role, Verdict, compare,
+    Comparison, Role, Verdict,
     plan::{Plan, PlanOptions},
     prompt::PromptStyle,
     run, run_model,
     scripted::{Script, ScriptedModel, answers_right, answers_wrong},
+    table,
 };
 use crate::{config::Config, error, language_model::LanguageModel, records, run_dir::RunDir};
 
@@ -19,7 +20,6 @@ fn config() -> Config {
     config.evaluate.tasks = vec!["primer".into(), "primer_mc".into(), "gsm8k".into()];
     config.evaluate.data_dir = "nowhere".into();
     config.evaluate.limit = 12;
-    config.evaluate.apply_chat_template = false;
     config.evaluate.bootstrap_iters = 100;
     config.student.model = "no-such-directory".into();
     config
@@ -41,6 +41,7 @@ fn evaluate(config: &Config, run_dir: &RunDir, fail_after: Option<usize>) -> (Re
         let script: Script = if role == Role::Base { answers_wrong } else { answers_right };
         let mut model = ScriptedModel::new(script)?;
         model.fail_after = fail_after;
+        model.give_chat_template()?;
         Ok(Box::new(model))
     });
     (verdict, roles.into_inner())
@@ -88,7 +89,7 @@ fn a_run_compares_base_and_tuned_and_loads_each_once() -> Result<()> {
     assert_eq!(metrics, expected);
     assert_eq!(comparison.by_discipline.iter().map(|row| row.n).sum::<usize>(), 12);
     assert_eq!(comparison.skipped[0].task, "gsm8k");
-    assert!(compare::table(&comparison, 3).contains("gsm8k skipped"));
+    assert!(table::comparison(&comparison, 3).contains("gsm8k skipped"));
     Ok(())
 }
 
