@@ -85,6 +85,14 @@ impl StageArgs {
         let name = self.config.as_deref().and_then(Path::file_stem).unwrap_or("default".as_ref());
         self.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(name))
     }
+
+    /// The run directory: as given, else `runs/` and the configuration file's stem.
+    pub fn run_dir_path(&self) -> PathBuf {
+        self.run_dir.clone().unwrap_or_else(|| {
+            let stem = self.config.as_deref().and_then(Path::file_stem).unwrap_or_default();
+            Path::new("runs").join(if stem.is_empty() { "default".as_ref() } else { stem })
+        })
+    }
 }
 
 /// How a model is loaded by the commands that take one.

@@ -5,4 +5,6 @@
 
 mod architecture;
 mod cli;
+mod parity;
 mod support;
+mod tolerance;
