@@ -80,12 +80,6 @@ impl StageArgs {
         config::load(self.config.as_ref().or(saved.as_ref()).map(PathBuf::as_path), &self.set)
     }
 
-    /// The run directory: `--run-dir`, else `runs/` and the configuration's name.
-    pub fn run_dir_path(&self) -> PathBuf {
-        let name = self.config.as_deref().and_then(Path::file_stem).unwrap_or("default".as_ref());
-        self.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(name))
-    }
-
     /// The run directory: as given, else `runs/` and the configuration file's stem.
     pub fn run_dir_path(&self) -> PathBuf {
         self.run_dir.clone().unwrap_or_else(|| {
