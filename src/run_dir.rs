@@ -41,8 +41,20 @@ const STAGE_KEYS: [(&str, &[&str]); 4] = [
 #[derive(Debug, Clone)]
 pub struct RunDir {
     root: PathBuf,
-    /// `None` where the file system has no locks. The operating system drops the lock with the process, however it ends.
-    _lock: Option<Arc<File>>,
+    /// `None` where the file system has no locks.
+    _lock: Option<Arc<Lock>>,
+}
+
+/// The exclusive lock on `run.lock`. The operating system drops it with the process, however that ends.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Emptied, so that finished directories of equal runs are equal, byte for byte. The file stays: removing it
+        // would let two processes hold two locks of the same name.
+        let _ = self.0.set_len(0);
+    }
 }
 
 impl RunDir {
@@ -86,7 +98,7 @@ impl RunDir {
 }
 
 /// Takes the directory's lock, and leaves this process's number in it for the message that others get.
-fn lock(root: &Path) -> Result<Option<Arc<File>>> {
+fn lock(root: &Path) -> Result<Option<Arc<Lock>>> {
     let path = root.join("run.lock");
     let mut file = File::options()
         .read(true)
@@ -99,7 +111,7 @@ fn lock(root: &Path) -> Result<Option<Arc<File>>> {
         Ok(()) => {
             // The number is a courtesy: a full disk will say so where it matters.
             let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
-            Ok(Some(Arc::new(file)))
+            Ok(Some(Arc::new(Lock(file))))
         }
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
@@ -157,8 +169,8 @@ fn check_unchanged(root: &Path, path: &Path, config: &Config) -> Result<()> {
     let stages: Vec<&str> =
         STAGE_KEYS.iter().zip(&finished).filter(|(_, has_output)| **has_output).map(|((stage, _), _)| *stage).collect();
     Err(usage(format!(
-        "the run directory `{}` already holds files of {} made under another configuration: {}; choose another --run-dir \
-         or go back to the old values, which are in `{}`",
+        "the run directory `{}` already holds files of {} made under another configuration: {}; choose another \
+         --run-dir or go back to the old values, which are in `{}`",
         root.display(),
         stages.join(", "),
         differing.join(", "),
@@ -223,7 +235,9 @@ mod tests {
         let error = RunDir::open(folder.path(), &Config::default()).expect_err("the lock is held");
         let message = format!("{error:#}");
         assert!(message.contains("another glan") && message.contains("--run-dir"), "{message}");
+        assert!(message.contains(&std::process::id().to_string()), "{message}");
         drop(clone);
+        assert_eq!(fs::read(folder.path().join("run.lock"))?, b"");
         RunDir::open(folder.path(), &Config::default())?;
         Ok(())
     }
