@@ -1,5 +1,7 @@
 //! Batched inference: sequences, block pool, scheduler, batch builder, and the engine that ties them together.
 
+pub mod grammar;
+
 use anyhow::Result;
 
 use crate::{config::EngineConfig, device::DtypeChoice, language_model::LanguageModel};
