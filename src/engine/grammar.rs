@@ -115,11 +115,10 @@ impl Grammar {
                 (TopLevelGrammar::from_regex(&escaped.join("|")), GrammarError::Choice)
             }
         };
-        let parser =
-            factory.parsers.create_parser(grammar).map_err(|error| failed(first_line(&format!("{error:#}"))))?;
+        let parser = factory.parsers.create_parser(grammar).map_err(|error| failed(gist(&format!("{error:#}"))))?;
         let start = Matcher::new(Ok(parser));
         if let Some(error) = start.get_error() {
-            return Err(failed(first_line(&error)));
+            return Err(failed(gist(&error)));
         }
         Ok(Self { start, vocab_size: factory.vocab_size, eos_ids: Arc::clone(&factory.eos_ids) })
     }
@@ -150,9 +149,15 @@ fn compact(schema: &serde_json::Value) -> Result<serde_json::Value, GrammarError
     Ok(schema)
 }
 
-/// llguidance's errors go on with the grammar and a backtrace, which are of no use to a reader of records.
-fn first_line(error: &str) -> String {
-    error.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown error").trim().to_owned()
+/// The gist of an error of llguidance: it goes on with the grammar and a backtrace, of no use to a reader of records,
+/// and a regular expression's error says what is wrong only in a line of its own.
+fn gist(error: &str) -> String {
+    let mut lines = error.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("unknown error");
+    match lines.find_map(|line| line.strip_prefix("error: ")) {
+        Some(reason) => format!("{first} {reason}"),
+        None => first.to_owned(),
+    }
 }
 
 /// Where one sequence stands in its constraint.
@@ -221,7 +226,7 @@ impl GrammarState {
 }
 
 fn step_error(error: &anyhow::Error) -> GrammarError {
-    GrammarError::Step(first_line(&format!("{error:#}")))
+    GrammarError::Step(gist(&format!("{error:#}")))
 }
 
 /// A set of token ids.

@@ -223,6 +223,7 @@ fn wrong_constraints_are_typed_errors_of_one_line() {
     for error in &errors {
         assert!(!error.to_string().contains('\n') && error.to_string().len() < 400, "{error}");
     }
+    assert!(errors[4].to_string().contains("unclosed group"), "{}", errors[4]);
     assert!(matches!(errors[0], GrammarError::JsonSchema(_)) && matches!(errors[4], GrammarError::Regex(_)));
     assert!(matches!(errors[6], GrammarError::Choice(_)));
 }
