@@ -1,0 +1,1 @@
+//! Tests of running files of requests.
