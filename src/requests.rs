@@ -7,7 +7,9 @@
 mod complete;
 mod fields;
 mod job;
+mod lines;
 mod score;
+mod sink;
 
 pub use self::{
     complete::{CompleteJob, CompletionRow},

@@ -2,10 +2,9 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     fs::File,
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     time::Instant,
 };
 
@@ -13,12 +12,15 @@ use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::fields::Fields;
+use super::{
+    fields::Fields,
+    lines::{Line, Lines, Rows, WAY_OUT},
+    sink::{Expected, Sink},
+};
 use crate::{
-    error::{Failure, usage},
+    error::usage,
     language_model::{LanguageModel, ModelLoader},
-    records::{JsonlReader, JsonlWriter, Ordered},
-    telemetry::Progress,
+    records::JsonlWriter,
     tokenizer::Tokenizer,
 };
 
@@ -95,7 +97,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    fn count(&mut self, row: Tally) {
+    /// Adds a row.
+    pub fn count(&mut self, row: Tally) {
         if row.is_error {
             self.errors += 1;
         } else {
@@ -118,7 +121,6 @@ pub fn run<J: Job>(load: &mut ModelLoader, requests: &Path, output: &Path) -> Re
         )));
     }
     let mut lines = Lines::<J>::open(requests)?;
-    let writer = JsonlWriter::append(output)?;
     let mut summary = Summary::default();
     let unfinished = skip_finished(&mut lines, output, &mut summary)?;
     let num_kept_rows = summary.completed + summary.errors;
@@ -129,13 +131,28 @@ pub fn run<J: Job>(load: &mut ModelLoader, requests: &Path, output: &Path) -> Re
         Some(unfinished) => Some(unfinished),
         None => lines.next().transpose()?.map(|line| (line, 0)),
     };
-    if let Some(first) = first {
-        let todo = std::iter::once(Ok(first)).chain(lines.map(|line| line.map(|line| (line, 0))));
-        let mut model = load()?;
-        summary = serve_lines::<J>(model.as_mut(), todo, writer, summary)?;
+    match first {
+        Some(first) => {
+            let todo = std::iter::once(Ok(first)).chain(lines.map(|line| line.map(|line| (line, 0))));
+            let mut model = load()?;
+            let sink = Sink::new(JsonlWriter::append(output)?, summary, count_lines(requests)?);
+            summary = serve_lines::<J>(model.as_mut(), todo, sink)?;
+        }
+        // Makes an empty output of an empty file, and cuts a torn row that nothing asks for.
+        None => drop(JsonlWriter::append(output)?),
     }
     summary.seconds = start.elapsed().as_secs_f64();
     Ok(summary)
+}
+
+/// Lines for the progress bar; a pipe can be read only once, so it has none.
+fn count_lines(path: &Path) -> Result<usize> {
+    let is_file = path.metadata().is_ok_and(|metadata| metadata.is_file());
+    if !is_file {
+        return Ok(0);
+    }
+    let file = BufReader::new(File::open(path)?);
+    Ok(file.split(b'\n').map_while(Result::ok).filter(|line| !line.trim_ascii().is_empty()).count())
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {
@@ -148,9 +165,8 @@ fn skip_finished<J: Job>(
     output: &Path,
     summary: &mut Summary,
 ) -> Result<Option<(Line<J::Parsed>, usize)>> {
-    let mut rows = JsonlReader::<J::Row>::open(output)?;
-    let mut next_row = || rows.next().transpose().with_context(|| usage(foreign_output(output)));
-    let mut row = next_row()?;
+    let mut rows = Rows::<J::Row>::open(output)?;
+    let mut row = rows.next_row()?;
     while row.is_some() {
         let Some(line) = lines.next().transpose()? else {
             return Err(usage(format!("`{}` has rows past the last request; {}", output.display(), WAY_OUT)));
@@ -173,28 +189,21 @@ fn skip_finished<J: Job>(
                 )));
             }
             summary.count(tally);
-            row = next_row()?;
+            row = rows.next_row()?;
         }
         summary.requests += 1;
     }
     Ok(None)
 }
 
-const WAY_OUT: &str = "name another --output (nothing was changed)";
-
-fn foreign_output(output: &Path) -> String {
-    format!("`{}` holds something else than results of this command; {WAY_OUT}", output.display())
-}
-
 /// Serves lines (each with the number of its rows that are there already) and writes their rows in order.
 fn serve_lines<J: Job>(
     model: &mut dyn LanguageModel,
     lines: impl Iterator<Item = Result<(Line<J::Parsed>, usize)>>,
-    writer: JsonlWriter,
-    summary: Summary,
+    sink: Sink<J>,
 ) -> Result<Summary> {
     let tokenizer = model.tokenizer().clone();
-    let sink = RefCell::new(Sink::<J>::new(writer, summary));
+    let sink = RefCell::new(sink);
     // The model pulls requests through an iterator that knows no errors: one ends the pulling and is handed on below.
     let failure = RefCell::new(None);
     let mut next_position = 0;
@@ -213,7 +222,9 @@ fn serve_lines<J: Job>(
             match prepared {
                 Ok(request) => Ok(Some(request)),
                 Err(error) => {
-                    sink.take(position, 0, J::failed(format!("line {}: {error:#}", line.number)))?;
+                    for index in 0..num_answers {
+                        sink.take(position, index, J::failed(format!("line {}: {error:#}", line.number)))?;
+                    }
                     Ok(None)
                 }
             }
@@ -229,132 +240,6 @@ fn serve_lines<J: Job>(
         return Err(error);
     }
     sink.into_inner().finish()
-}
-
-/// A line whose answers are not all here.
-struct Expected<R> {
-    id: Value,
-    /// Rows that an earlier run has written.
-    num_kept: usize,
-    rows: Vec<Option<R>>,
-}
-
-/// Puts answers in line and writes them.
-struct Sink<J: Job> {
-    writer: JsonlWriter,
-    ordered: Ordered<Vec<J::Row>>,
-    expected: HashMap<usize, Expected<J::Row>>,
-    summary: Summary,
-    progress: Progress,
-}
-
-impl<J: Job> Sink<J> {
-    fn new(writer: JsonlWriter, summary: Summary) -> Self {
-        Self {
-            writer,
-            ordered: Ordered::default(),
-            expected: HashMap::new(),
-            summary,
-            progress: Progress::new("requests", 0, 0),
-        }
-    }
-
-    /// `is_new`: the line is not yet in the summary.
-    fn expect(&mut self, position: usize, expected: Expected<J::Row>, is_new: bool) {
-        self.summary.requests += usize::from(is_new);
-        self.expected.insert(position, expected);
-    }
-
-    fn take(&mut self, position: usize, index: usize, answer: J::Answer) -> Result<()> {
-        let line = self.expected.get_mut(&position).context("the model answered a request twice")?;
-        let shown_index = (line.rows.len() > 1).then_some(index);
-        line.rows[index] = Some(J::row(line.id.clone(), shown_index, answer));
-        if line.rows.iter().any(Option::is_none) {
-            return Ok(());
-        }
-        let line = self.expected.remove(&position).expect("looked at just above");
-        let rows = line.rows.into_iter().flatten().skip(line.num_kept).collect();
-        let Self { writer, ordered, summary, progress, .. } = self;
-        ordered.push(position, rows, |rows: Vec<J::Row>| {
-            for row in rows {
-                writer.write(&row)?;
-                summary.count(J::tally(&row));
-            }
-            progress.advance(1, "");
-            Ok(())
-        })
-    }
-
-    fn finish(self) -> Result<Summary> {
-        self.progress.finish();
-        self.writer.sync()?;
-        Ok(self.summary)
-    }
-}
-
-/// One line of the requests.
-struct Line<P> {
-    number: usize,
-    /// As given; `null` where it is missing or illegal.
-    id: Value,
-    parsed: Result<P>,
-}
-
-impl<P> Line<P> {
-    /// Rows that the line yields: one error row when it is damaged.
-    fn num_answers<J: Job<Parsed = P>>(&self) -> usize {
-        self.parsed.as_ref().map_or(1, J::num_answers)
-    }
-}
-
-/// Reads requests line by line; blank lines are skipped.
-struct Lines<J> {
-    path: PathBuf,
-    file: Option<BufReader<File>>,
-    number: usize,
-    job: std::marker::PhantomData<J>,
-}
-
-impl<J: Job> Lines<J> {
-    fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| {
-            Failure::MissingInput(format!("cannot open the requests in `{}`: {error}", path.display()))
-        })?;
-        Ok(Self { path: path.to_owned(), file: Some(BufReader::new(file)), number: 0, job: std::marker::PhantomData })
-    }
-}
-
-impl<J: Job> Iterator for Lines<J> {
-    type Item = Result<Line<J::Parsed>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            self.number += 1;
-            match self.file.as_mut()?.read_until(b'\n', &mut line) {
-                Ok(0) => return None,
-                Ok(_) if line.trim_ascii().is_empty() => {}
-                Ok(_) => return Some(Ok(parse_line::<J>(&line, self.number))),
-                Err(error) => {
-                    self.file = None;
-                    return Some(Err(usage(format!("cannot read `{}`: {error}", self.path.display()))));
-                }
-            }
-        }
-    }
-}
-
-fn parse_line<J: Job>(line: &[u8], number: usize) -> Line<J::Parsed> {
-    let mut id = Value::Null;
-    let parsed = Fields::parse(line).and_then(|mut fields| {
-        id = fields.peek_id();
-        fields.take_id()?;
-        let parsed = J::parse(&mut fields)?;
-        fields.finish()?;
-        Ok(parsed)
-    });
-    Line { number, id, parsed }
 }
 
 #[cfg(test)]
