@@ -74,9 +74,10 @@ pub struct StageArgs {
 }
 
 impl StageArgs {
-    /// The resolved configuration.
+    /// The resolved configuration: of `--config`, else of the run directory that is named.
     pub fn load_config(&self) -> Result<config::Config> {
-        config::load(self.config.as_deref(), &self.set)
+        let saved = self.run_dir.as_ref().map(|folder| folder.join("run.toml")).filter(|path| path.is_file());
+        config::load(self.config.as_ref().or(saved.as_ref()).map(PathBuf::as_path), &self.set)
     }
 
     /// The run directory: as given, else `runs/` and the configuration file's stem.
