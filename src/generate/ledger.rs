@@ -102,10 +102,7 @@ impl Ledger {
         for work in work {
             let work = work?;
             let is_at = |row: Option<&Row>| row.is_some_and(|row| row.line.id == work.id);
-            let reason = if !is_at(usage.peek()?) {
-                next = Some(work);
-                break;
-            } else if is_at(kept.peek()?) {
+            let reason = if is_at(kept.peek()?) {
                 kept.take()?;
                 None
             } else if is_at(rejected.peek()?) {
@@ -114,7 +111,9 @@ impl Ledger {
                 next = Some(work);
                 break;
             };
-            let tokens = usage.take()?.map(|row| row.line).unwrap_or_default();
+            // A request without its line of usage (somebody removed the file) counts no tokens and is not made again.
+            let tokens = if is_at(usage.peek()?) { usage.take()?.map(|row| row.line) } else { None };
+            let tokens = tokens.unwrap_or_default();
             stats.count(reason.as_deref(), tokens.prompt_tokens, tokens.completion_tokens);
             stats.check(min_yield, &self.rejected.0)?;
         }

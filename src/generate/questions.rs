@@ -82,7 +82,7 @@ impl<'a> Questions<'a> {
         combinations
             .into_iter()
             .map(|combination| {
-                let chosen = format!("{:?} {:?}", combination.class_sessions, combination.key_concepts);
+                let chosen = json!([combination.class_sessions, combination.key_concepts]).to_string();
                 Work {
                     id: record_id(&[self.name(), &run_seed, &syllabus.id, &text, &chosen]),
                     parent: syllabus.id.clone(),

@@ -123,7 +123,7 @@ fn serve<S: Step>(
     let teacher = stage.teacher()?;
     let sampling = step.sampling();
     // Both closures below touch these two: the iterator puts work in, the callback takes it out.
-    let in_flight: RefCell<HashMap<String, (usize, Work<S::Item>)>> = RefCell::default();
+    let in_flight = RefCell::new(HashMap::<String, (usize, Work<S::Item>)>::new());
     let failure: RefCell<Option<anyhow::Error>> = RefCell::default();
     let request = |position: usize, work: Result<Work<S::Item>>| -> Result<Request> {
         let work = work?;

@@ -81,16 +81,24 @@ pub fn without_fence(text: &str) -> &str {
 
 /// A question as a student would read it: no fence, label or quotation marks around it.
 pub fn clean_question(text: &str) -> &str {
-    let mut text = without_fence(without_thoughts(text));
-    for label in ["**Question:**", "**Question**:", "### Question:", "### Question", "Question:", "Homework question:"]
-    {
-        let Some(head) = text.get(..label.len()) else { continue };
-        if head.eq_ignore_ascii_case(label) {
-            text = text[label.len()..].trim();
-            break;
+    without_quotes(without_label(without_fence(without_thoughts(text))))
+}
+
+/// Takes off "Question:" and its kin: "**Question 3:**", "### Homework question".
+fn without_label(text: &str) -> &str {
+    let bare = text.trim_start_matches(['*', '#', ' ']);
+    let decorated = bare.len() < text.len();
+    for label in ["homework question", "question"] {
+        let Some(head) = bare.get(..label.len()) else { continue };
+        if !head.eq_ignore_ascii_case(label) {
+            continue;
         }
+        let rest = bare[label.len()..].trim_start_matches(|c: char| c == ' ' || c.is_ascii_digit());
+        let rest = if decorated { rest.trim_start_matches('*') } else { rest };
+        let Some(body) = rest.strip_prefix([':', '\n']) else { continue };
+        return if decorated { body.trim_start_matches('*').trim() } else { body.trim() };
     }
-    without_quotes(text)
+    text
 }
 
 /// Takes off quotation marks that hold the whole text and nothing but it.
@@ -222,6 +230,11 @@ mod tests {
             ("  What is 2 + 2?\n", "What is 2 + 2?"),
             ("Question: What is 2 + 2?", "What is 2 + 2?"),
             ("**Question:** What is 2 + 2?", "What is 2 + 2?"),
+            ("**Question 3**: What is 2 + 2?", "What is 2 + 2?"),
+            ("### Homework question\nWhat is 2 + 2?", "What is 2 + 2?"),
+            ("Question: **Prove** it.", "**Prove** it."),
+            ("Question the claim: is it so?", "Question the claim: is it so?"),
+            ("**Prove** it.", "**Prove** it."),
             ("```text\nWhat is 2 + 2?\n```", "What is 2 + 2?"),
             ("\"What is 2 + 2?\"", "What is 2 + 2?"),
             ("<think>hm</think>\n\nquestion: “What is 2 + 2?”", "What is 2 + 2?"),
