@@ -251,6 +251,32 @@ mod tests {
         Ok(())
     }
 
+    /// The built-in teacher has seen its prompts as the script that trained it renders them.
+    #[test]
+    fn the_primer_prompts_render_as_the_primer_teacher_was_trained() -> Result<()> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let config = GenerateConfig {
+            prompts: root.join("configs/prompts/primer"),
+            two_step: false,
+            ..GenerateConfig::default()
+        };
+        let prompts = Prompts::load(&config)?;
+        let rows: Vec<Value> = records::read_json(&root.join("tests/fixtures/primer_prompts.json"))?;
+        assert!(!rows.is_empty());
+        for row in rows {
+            let kind = match row["template"].as_str() {
+                Some("subjects") => PromptKind::Subjects,
+                Some("syllabus") => PromptKind::Syllabus,
+                Some("question") => PromptKind::Question,
+                Some("answer") => PromptKind::Answer,
+                other => anyhow::bail!("unknown template {other:?}"),
+            };
+            let messages = prompts.messages(kind, &row["variables"])?;
+            assert_eq!(messages, [Message::user(row["rendered"].as_str().expect("a string"))]);
+        }
+        Ok(())
+    }
+
     #[test]
     fn an_unknown_variable_is_a_usage_error_with_file_and_line_before_anything_runs() -> Result<()> {
         for (source, line) in [("A\n{{ disciplin }}\n", "line 2"), ("A\n\n{% for x in y %}\n", "line 3")] {

@@ -88,8 +88,8 @@ impl StepStats {
             .collect();
         bail!(
             "only {} of the first {} results of `{}` could be used, under `generate.min_yield` = {min_yield}: {}; \
-             everything made so far is kept (all rejections: `{}`); try a stronger teacher, other prompts or more \
-             `max_new_tokens`, or lower `generate.min_yield` and use another --run-dir",
+             everything made so far is kept (all rejections: `{}`); take a stronger teacher, other prompts or more \
+             `max_new_tokens` with another --run-dir, or lower `generate.min_yield` and run the same command again",
             self.kept,
             self.decided(),
             self.step,
