@@ -4,17 +4,24 @@
 //! * any run of `n` words of the item's question, or of its question followed by its answer (the n-gram test of GPT-3
 //!   and most since; `n` is 13 by default), also with every number masked, so that the same text with other numbers is
 //!   found;
-//! * or the whole of an item of four to `n - 1` words, numbers and arithmetic signs included;
-//! * or, for items of fewer than four words, nothing but the item as its whole question.
+//! * or the whole of an item of fewer than `n` words, numbers and arithmetic signs included: from eight words on
+//!   anywhere, from four on in what the user asks, and below that only as the user's whole question.
 //!
-//! What many items share is no evidence of any of them: an n-gram that stands in more than [`MAX_ITEMS_PER_NGRAM`]
-//! different texts (task instructions, templates) is dropped, as is a short question that one file asks twice with
-//! different answers ("Which of these is true?") and an n-gram that says next to nothing ("1 2 3 4 …").
+//! What many items share is no evidence of any of them, so these are left out:
+//! * an n-gram of more than [`MAX_ITEMS_PER_NGRAM`] different texts (task instructions, templates);
+//! * an n-gram of which fewer than half the words mean anything: "10 - 8 = 2" stands in many solutions, the alphabet
+//!   and the counting numbers in many texts. An item made of such n-grams alone (a long sum) counts as a whole;
+//! * a short question with fewer than two words of its own ("Which of the following statements is true?"), or with
+//!   fewer than four that one file asks twice with different answers.
+//!
+//! Measured on 300 to 500 items each of seven public benchmarks, planted in five disguises, and on the training splits
+//! of three of them as innocent rows: see `docs/pipeline.md`.
 
 use super::{
     benchmarks::BenchmarkText,
     ngram_table::NgramTable,
-    normalize::{Words, hash_sequence, hash_word, is_content, is_number, is_sign, mix},
+    normalize::{Words, hash_sequence, hash_word, is_number, is_sign, mix},
+    row_words::{Conversation, Rolling, RowWords, Turn},
 };
 
 /// Different texts that may share an n-gram before it counts as boiler-plate. Benchmarks ask up to seven questions
@@ -22,9 +29,75 @@ use super::{
 pub const MAX_ITEMS_PER_NGRAM: usize = 10;
 /// Items shorter than this match only a row's whole question: "Who won?" is part of many innocent texts.
 const MIN_EMBEDDED_WORDS: usize = 4;
-/// An n-gram needs this many words with a meaning or arithmetic signs: the alphabet and the counting numbers are part
-/// of many benchmarks and of many innocent texts.
-const MIN_TELLING_WORDS: usize = 2;
+/// Items shorter than this are looked for only in what the user asks: answers say "The moon is full" by themselves.
+const MIN_ANSWER_WORDS: usize = 8;
+/// A short item, or a long one without telling n-grams, needs this many words (or numbers, or signs) of its own.
+const MIN_OWN_WORDS: usize = 2;
+/// A question with so many words of its own names its item even when the benchmark asks it twice.
+const MIN_UNIQUE_WORDS: usize = 4;
+/// Words that any question may be made of.
+const GENERIC_WORDS: &[&str] = &[
+    "a",
+    "all",
+    "an",
+    "and",
+    "any",
+    "are",
+    "as",
+    "at",
+    "be",
+    "been",
+    "best",
+    "by",
+    "can",
+    "correct",
+    "described",
+    "describes",
+    "did",
+    "do",
+    "does",
+    "example",
+    "false",
+    "following",
+    "for",
+    "from",
+    "has",
+    "have",
+    "how",
+    "in",
+    "is",
+    "it",
+    "its",
+    "likely",
+    "many",
+    "most",
+    "much",
+    "not",
+    "of",
+    "on",
+    "one",
+    "or",
+    "statement",
+    "statements",
+    "that",
+    "the",
+    "there",
+    "these",
+    "this",
+    "those",
+    "to",
+    "true",
+    "was",
+    "were",
+    "what",
+    "when",
+    "where",
+    "which",
+    "who",
+    "why",
+    "with",
+    "would",
+];
 /// Longest evidence, in words.
 const MAX_EVIDENCE_WORDS: usize = 40;
 
@@ -48,6 +121,14 @@ impl std::fmt::Display for Leak {
     }
 }
 
+/// A text that is looked for as a whole.
+struct ShortText {
+    hash: u64,
+    text: u32,
+    words: u32,
+    own_words: usize,
+}
+
 /// Gathers benchmark texts; [`Self::build`] makes them searchable.
 pub struct IndexBuilder {
     n: usize,
@@ -57,8 +138,8 @@ pub struct IndexBuilder {
     /// (hash, text) of every n-gram.
     ngrams: Vec<(u64, u32)>,
     masked: Vec<(u64, u32)>,
-    /// (hash, text, words) of every short text.
-    short: Vec<(u64, u32, u32)>,
+    /// Every short text.
+    short: Vec<ShortText>,
 }
 
 #[derive(Clone, Copy)]
@@ -93,17 +174,22 @@ impl IndexBuilder {
             question: hash_sequence(words.iter().map(hash_word)),
             answer: hash_sequence(Words::of(answer).iter().map(hash_word)),
         });
-        if question_words < self.n {
-            let rolling = Rolling::new(words.iter().map(hash_word));
-            self.short.push((rolling.hash(0, question_words), number, question_words as u32));
-        }
+        let own_words = words.iter().filter(|word| !GENERIC_WORDS.contains(word)).count();
+        let whole = Rolling::new(words.iter().map(hash_word)).hash(0, question_words);
         words.push_text(answer);
         let row = RowWords::new(&words);
+        let has_telling = (0..(question_words + 1).saturating_sub(self.n)).any(|at| row.is_telling(at, at + self.n));
+        let is_series = row.content_before[question_words] + row.signs_before[question_words] == 0;
+        let is_own = question_words < MIN_EMBEDDED_WORDS || (own_words >= MIN_OWN_WORDS && !is_series);
+        if !has_telling && is_own {
+            self.short.push(ShortText { hash: whole, text: number, words: question_words as u32, own_words });
+        }
         for start in 0..(words.len() + 1).saturating_sub(self.n) {
             let end = start + self.n;
             if row.is_telling(start, end) {
                 self.ngrams.push((row.plain.hash(start, end), number));
-                if row.is_telling_when_masked(start, end) {
+                // Solutions share turns of phrase ("subtracting 8 from both sides we get"); their numbers tell them apart.
+                if end <= question_words && row.is_telling_when_masked(start, end) {
                     self.masked.push((row.masked.hash(start, end), number));
                 }
             }
@@ -117,11 +203,12 @@ impl IndexBuilder {
         let question_of = |text: u32| texts[text as usize].question;
         let (ngrams, common) = NgramTable::build(self.ngrams, MAX_ITEMS_PER_NGRAM, question_of);
         let (masked, masked_common) = NgramTable::build(self.masked, MAX_ITEMS_PER_NGRAM, question_of);
-        self.short.retain(|&(_, text, _)| !generic.contains(&question_of(text)));
-        let mut short_lengths: Vec<usize> = self.short.iter().map(|&(_, _, words)| words as usize).collect();
+        self.short.retain(|short| short.own_words >= MIN_UNIQUE_WORDS || !generic.contains(&question_of(short.text)));
+        let mut short_lengths: Vec<usize> = self.short.iter().map(|short| short.words as usize).collect();
         short_lengths.sort_unstable();
         short_lengths.dedup();
-        let short = self.short.into_iter().map(|(hash, text, words)| (short_key(hash, words as usize), text)).collect();
+        let short =
+            self.short.into_iter().map(|short| (short_key(short.hash, short.words as usize), short.text)).collect();
         let (short, _) = NgramTable::build(short, usize::MAX, question_of);
         let counts = IndexCounts {
             texts: texts.len(),
@@ -175,12 +262,12 @@ impl BenchmarkIndex {
         self.counts
     }
 
-    /// The first benchmark text that a row holds: `question` is what the user asks, `all` the words of all turns, of
-    /// which each ends at one of `turn_ends`.
-    pub fn find(&self, question: &Words, all: &Words, turn_ends: &[usize]) -> Option<Leak> {
+    /// The first benchmark text that a row holds; `question` is all that the user asks.
+    pub fn find(&self, question: &Words, conversation: &Conversation) -> Option<Leak> {
+        let all = &conversation.words;
         let row = RowWords::new(all);
         self.find_ngram(all, &row, &row.plain, &self.ngrams, false)
-            .or_else(|| self.find_short(question, all, turn_ends, &row))
+            .or_else(|| self.find_short(question, conversation, &row))
             .or_else(|| self.find_ngram(all, &row, &row.masked, &self.masked, true))
     }
 
@@ -207,13 +294,14 @@ impl BenchmarkIndex {
         Some(self.leak(text, words.join(start, last + self.n), masked))
     }
 
-    fn find_short(&self, question: &Words, all: &Words, turn_ends: &[usize], row: &RowWords) -> Option<Leak> {
+    fn find_short(&self, question: &Words, conversation: &Conversation, row: &RowWords) -> Option<Leak> {
+        let Conversation { words: all, turns } = conversation;
         // "What is 3 + 4" is no leak in "what is 3 + 4 * 5"; in "what is 3 + 4 = ?", or before the answer "-7", it is.
         let is_sign = |index: usize| is_sign(all.word(index)) && all.word(index) != "=";
         let is_formula_cut = |place: usize| {
             place > 0
                 && place < all.len()
-                && !turn_ends.contains(&place)
+                && !turns.iter().any(|turn| turn.words.end == place)
                 && (is_sign(place) && is_number(all.word(place - 1))
                     || is_sign(place - 1) && is_number(all.word(place)))
         };
@@ -229,6 +317,10 @@ impl BenchmarkIndex {
             }
             for start in 0..(all.len() + 1).saturating_sub(length) {
                 let end = start + length;
+                let is_asked = |turn: &Turn| turn.is_user && turn.words.start <= start && end <= turn.words.end;
+                if length < MIN_ANSWER_WORDS && !turns.iter().any(is_asked) {
+                    continue;
+                }
                 let Some(text) = self.short.find(short_key(row.plain.hash(start, end), length)) else { continue };
                 if !is_formula_cut(start) && !is_formula_cut(end) {
                     return Some(self.leak(text, all.join(start, end), false));
@@ -249,83 +341,10 @@ fn short_key(hash: u64, words: usize) -> u64 {
     mix(hash ^ words as u64)
 }
 
-/// What the search needs of a text's words.
-struct RowWords {
-    plain: Rolling,
-    masked: Rolling,
-    /// Words before each place that have a meaning or are arithmetic signs; words with a meaning; words with a digit.
-    telling_before: Vec<u32>,
-    content_before: Vec<u32>,
-    numbers_before: Vec<u32>,
-}
-
-impl RowWords {
-    fn new(words: &Words) -> Self {
-        let mask = hash_word("#");
-        let running = |kind: &dyn Fn(&str) -> bool| {
-            let mut sum = 0;
-            std::iter::once(0)
-                .chain(words.iter().map(|word| {
-                    sum += u32::from(kind(word));
-                    sum
-                }))
-                .collect()
-        };
-        Self {
-            plain: Rolling::new(words.iter().map(hash_word)),
-            masked: Rolling::new(words.iter().map(|word| if is_number(word) { mask } else { hash_word(word) })),
-            telling_before: running(&|word| is_content(word) || is_sign(word)),
-            content_before: running(&is_content),
-            numbers_before: running(&is_number),
-        }
-    }
-
-    fn is_telling(&self, start: usize, end: usize) -> bool {
-        (self.telling_before[end] - self.telling_before[start]) as usize >= MIN_TELLING_WORDS
-    }
-
-    /// With its numbers masked, an n-gram must hold a number, and two words in three must have a meaning: formulas of
-    /// one shape are not one item.
-    fn is_telling_when_masked(&self, start: usize, end: usize) -> bool {
-        let content = (self.content_before[end] - self.content_before[start]) as usize;
-        self.numbers_before[end] > self.numbers_before[start] && 3 * content >= 2 * (end - start)
-    }
-}
-
-/// Polynomial hashes of all runs of words of a text, each in constant time (Rabin-Karp modulo the prime 2^61 - 1).
-struct Rolling {
-    prefix: Vec<u64>,
-    power: Vec<u64>,
-}
-
-const PRIME: u64 = (1 << 61) - 1;
-const BASE: u64 = 0x1234_5678_9abc_def1 % PRIME;
-
-impl Rolling {
-    fn new(hashes: impl Iterator<Item = u64>) -> Self {
-        let (mut prefix, mut power) = (vec![0], vec![1]);
-        for (place, hash) in hashes.enumerate() {
-            prefix.push((multiply(prefix[place], BASE) + hash % PRIME) % PRIME);
-            power.push(multiply(power[place], BASE));
-        }
-        Self { prefix, power }
-    }
-
-    /// The hash of words `start..end`, spread over 64 bits.
-    fn hash(&self, start: usize, end: usize) -> u64 {
-        mix((self.prefix[end] + PRIME - multiply(self.prefix[start], self.power[end - start])) % PRIME)
-    }
-}
-
-fn multiply(left: u64, right: u64) -> u64 {
-    let product = u128::from(left) * u128::from(right);
-    let folded = (product & u128::from(PRIME)) as u64 + (product >> 61) as u64;
-    if folded >= PRIME { folded - PRIME } else { folded }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::language_model::Message;
 
     const LONG: &str = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. \
                         How many clips did Natalia sell altogether?";
@@ -344,10 +363,8 @@ mod tests {
     }
 
     fn find(index: &BenchmarkIndex, question: &str, answer: &str) -> Option<Leak> {
-        let question = Words::of(question);
-        let mut all = question.clone();
-        all.push_text(answer);
-        index.find(&question, &all, &[question.len(), all.len()])
+        let turns = [Message::user(question), Message::assistant(answer)];
+        index.find(&Words::of(question), &Conversation::of(&turns))
     }
 
     fn leaked_item(index: &BenchmarkIndex, question: &str, answer: &str) -> Option<usize> {
@@ -429,13 +446,13 @@ mod tests {
         let index = index(&[
             ("Which of these is true?", Some("Whales breathe with lungs and come up to the surface for air")),
             ("Which of these is true?", Some("Iron rusts")),
-            ("Which of these floats?", Some("Cork")),
-            ("Which of these floats?", Some("Cork")),
+            ("Which of these woods floats?", Some("Cork")),
+            ("Which of these woods floats?", Some("Cork")),
         ]);
         assert_eq!(find(&index, "Which of these is true?", "Water is wet"), None);
         let answer = "Whales breathe with lungs and come up to the surface for air";
         assert_eq!(leaked_item(&index, "Which of these is true?", answer), Some(0));
-        assert_eq!(leaked_item(&index, "Which of these floats?", "Wood"), Some(2), "a copy is no second item");
+        assert_eq!(leaked_item(&index, "Which of these woods floats?", "Wood"), Some(2), "a copy is no second item");
     }
 
     #[test]
@@ -444,13 +461,5 @@ mod tests {
         let leak = find(&index, &format!("Riddle. {LONG}"), "").expect("a leak");
         assert!(leak.span.starts_with("natalia sold clips to 48 of her friends in april and"), "{leak}");
         assert!(!leak.span.contains("riddle") && !leak.other_numbers, "{leak}");
-    }
-
-    #[test]
-    fn rolling_hashes_depend_on_the_run_alone() {
-        let hashes = [3u64, u64::MAX, 7, 3, u64::MAX, 7, 9];
-        let rolling = Rolling::new(hashes.into_iter());
-        assert_eq!(rolling.hash(0, 3), rolling.hash(3, 6));
-        assert_ne!(rolling.hash(0, 3), rolling.hash(1, 4));
     }
 }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use super::{
     minhash::{Identity, LshIndex, MinHash, jaccard},
-    normalize::{Words, hash_sequence, hash_word, is_number, is_sign},
+    normalize::{Words, hash_sequence, hash_word, is_number, is_sign, mix},
 };
 
 /// Words below which one word decides what a question asks.
@@ -26,8 +26,11 @@ const SHINGLE_WORDS: usize = 3;
 pub struct Fingerprint {
     /// Hash of all words, and of the system prompt: the same question under another system prompt is another row.
     pub exact: u64,
+    /// Hash of the system prompt.
     scope: u64,
-    numbers: u64,
+    /// Hash of the system prompt and of the question's numbers and signs in order.
+    scope_and_numbers: u64,
+    is_short: bool,
     /// Sorted hashes of the words of a short question; empty for a long one.
     short_words: Vec<u32>,
     /// Sorted, distinct hashes of the word 3-grams. 32 bits: two sets of 100 agree by chance once in 400,000 pairs on
@@ -42,13 +45,20 @@ impl Fingerprint {
         let hashes: Vec<u64> = question.iter().map(hash_word).collect();
         let scope = hash_sequence(scope.iter().map(hash_word));
         let exact = hash_sequence(hashes.iter().copied().chain([scope]));
-        let numbers = hash_sequence(question.iter().filter(|word| is_number(word) || is_sign(word)).map(hash_word));
-        let mut fingerprint =
-            Self { exact, scope, numbers, short_words: Vec::new(), shingles: Vec::new(), signature: Vec::new() };
+        let numbers = question.iter().filter(|word| is_number(word) || is_sign(word)).map(hash_word);
+        let mut fingerprint = Self {
+            exact,
+            scope,
+            scope_and_numbers: hash_sequence(std::iter::once(scope).chain(numbers)),
+            is_short: hashes.len() < SHORT_QUESTION_WORDS,
+            short_words: Vec::new(),
+            shingles: Vec::new(),
+            signature: Vec::new(),
+        };
         if let Some(minhash) = minhash {
             fingerprint.shingles = shingles(&hashes);
             fingerprint.signature = minhash.signature(&fingerprint.shingles);
-            if hashes.len() < SHORT_QUESTION_WORDS {
+            if fingerprint.is_short {
                 fingerprint.short_words = hashes.iter().map(|&hash| (hash >> 32) as u32).collect();
                 fingerprint.short_words.sort_unstable();
             }
@@ -83,9 +93,9 @@ pub struct Dedup {
     minhash: Option<MinHash>,
     exact: HashMap<u64, u32, std::hash::BuildHasherDefault<Identity>>,
     lsh: LshIndex,
-    /// Per kept row: system prompt, numbers, and where its hashes end in `arena`.
-    scopes: Vec<u64>,
-    numbers: Vec<u64>,
+    /// Row of each entry of `lsh`.
+    rows: Vec<u32>,
+    /// Per kept row: where its shingles and its words end in `arena`.
     ends: Vec<(usize, usize)>,
     arena: Vec<u32>,
     kept: u32,
@@ -99,8 +109,7 @@ impl Dedup {
             minhash: (threshold < 1.0).then(|| MinHash::for_threshold(threshold)),
             exact: HashMap::default(),
             lsh: LshIndex::default(),
-            scopes: Vec::new(),
-            numbers: Vec::new(),
+            rows: Vec::new(),
             ends: Vec::new(),
             arena: Vec::new(),
             kept: 0,
@@ -121,9 +130,10 @@ impl Dedup {
             if let Some((kept, similarity)) = self.near(minhash, row) {
                 return Some(Duplicate::Near(kept, similarity));
             }
-            self.lsh.push(minhash, &row.signature);
-            self.scopes.push(row.scope);
-            self.numbers.push(row.numbers);
+            for group in self.groups(row) {
+                self.lsh.push(minhash, group, &row.signature);
+                self.rows.push(self.kept);
+            }
             self.arena.extend(&row.shingles);
             let shingles_end = self.arena.len();
             self.arena.extend(&row.short_words);
@@ -134,18 +144,25 @@ impl Dedup {
         None
     }
 
+    /// The groups in which a row can have near-duplicates: a short row among rows with the same numbers, a long row
+    /// among long rows, and also among those with the same numbers when it is near enough to short ones in size (the
+    /// Jaccard similarity of two sets is at most the ratio of their sizes).
+    fn groups(&self, row: &Fingerprint) -> impl Iterator<Item = u64> + use<> {
+        let most_short_shingles = (SHORT_QUESTION_WORDS - SHINGLE_WORDS) as f64;
+        let is_near_short = self.threshold * row.shingles.len() as f64 <= most_short_shingles;
+        let by_numbers = (row.is_short || is_near_short).then_some(row.scope_and_numbers);
+        // The two groups never mix, even when a question has no numbers.
+        let among_long = (!row.is_short).then(|| mix(row.scope ^ 1));
+        among_long.into_iter().chain(by_numbers)
+    }
+
     fn near(&self, minhash: MinHash, row: &Fingerprint) -> Option<(usize, f64)> {
         let mut similarity = 0.0;
-        let kept = self.lsh.find(minhash, &row.signature, |kept| {
-            let kept = kept as usize;
+        let mut accept = |entry: u32| {
+            let kept = self.rows[entry as usize] as usize;
             let start = if kept == 0 { 0 } else { self.ends[kept - 1].1 };
             let (shingles_end, end) = self.ends[kept];
             let (shingles, words) = (&self.arena[start..shingles_end], &self.arena[shingles_end..end]);
-            let is_short = !words.is_empty() || !row.short_words.is_empty();
-            if self.scopes[kept] != row.scope || (is_short && self.numbers[kept] != row.numbers) {
-                return false;
-            }
-            // The Jaccard similarity is at most the ratio of the sizes.
             let (small, large) = (shingles.len().min(row.shingles.len()), shingles.len().max(row.shingles.len()));
             if (small as f64) < self.threshold * large as f64 {
                 return false;
@@ -155,8 +172,9 @@ impl Dedup {
             }
             similarity = jaccard(shingles, &row.shingles);
             similarity >= self.threshold
-        })?;
-        Some((kept as usize, similarity))
+        };
+        let entry = self.groups(row).find_map(|group| self.lsh.find(minhash, group, &row.signature, &mut accept))?;
+        Some((self.rows[entry as usize] as usize, similarity))
     }
 }
 
@@ -212,6 +230,17 @@ mod tests {
         assert!(matches!(found[1], Some(Duplicate::Near(0, similarity)) if similarity >= 0.8), "{found:?}");
         assert!(matches!(found[3], Some(Duplicate::Near(1, _))), "{found:?}");
         assert!(outcomes(1.0, &[long, &changed]).iter().all(Option::is_none), "a threshold of 1 is off");
+    }
+
+    #[test]
+    fn a_short_and_a_long_question_with_the_same_numbers_meet() {
+        let short =
+            "On a field of 40 rows the crew plants 12 trees per row and wants to know how many trees that makes in all";
+        let long = format!("{short} once they are done");
+        let found = outcomes(0.8, &[short, &long, &long.replace("12", "13")]);
+        assert!(matches!(found[1], Some(Duplicate::Near(0, _))), "{found:?}");
+        assert_eq!(found[2], None, "other numbers make another question");
+        assert!(matches!(outcomes(0.8, &[&long, short])[1], Some(Duplicate::Near(0, _))));
     }
 
     #[test]

@@ -16,9 +16,9 @@ const BANDS: usize = 16;
 const MAX_ROWS_PER_BAND: usize = 8;
 /// Probability that a pair right at the threshold is proposed.
 const RECALL_AT_THRESHOLD: f64 = 0.99;
-/// Most candidates looked at per band, latest first. Bounds the work on rows made from one template, where thousands
-/// of different questions share most of their shingles.
-const MAX_CANDIDATES_PER_BAND: usize = 4096;
+/// Most candidates looked at per band, latest first. Bounds the work on long rows made from one template, where
+/// thousands of different questions share most of their shingles (recall among those is lower than stated).
+const MAX_CANDIDATES_PER_BAND: usize = 512;
 
 /// How signatures are made and cut into bands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,14 +89,14 @@ pub fn jaccard(left: &[u32], right: &[u32]) -> f64 {
     if union == 0 { 1.0 } else { common as f64 / union as f64 }
 }
 
-/// The bands of all rows so far.
+/// The bands of all entries so far.
 ///
-/// A bucket is a chain: the map holds the latest row of a band's hash and `previous` the one before it, which costs
-/// about 20 bytes per row and band (0.3 GB for a million rows).
+/// A bucket is a chain: the map holds the latest entry of a band's hash and `previous` the one before it, which costs
+/// about 20 bytes per entry and band (0.3 GB for a million entries).
 pub struct LshIndex {
-    /// Per band: hash of the band's rows -> latest row.
+    /// Per band: hash of the band's rows -> latest entry.
     latest: Vec<HashMap<u32, u32, std::hash::BuildHasherDefault<Identity>>>,
-    /// `[rows * BANDS]`: the row before in the same bucket, or [`NONE`].
+    /// `[entries * BANDS]`: the entry before in the same bucket, or [`NONE`].
     previous: Vec<u32>,
 }
 
@@ -109,38 +109,43 @@ impl Default for LshIndex {
 }
 
 impl LshIndex {
-    /// Calls `accept` on each earlier row that shares a band until it returns true; gives that row back.
-    ///
-    /// A row may be offered once per shared band; the order depends only on the rows and is latest first.
-    pub fn find(&self, minhash: MinHash, signature: &[u32], mut accept: impl FnMut(u32) -> bool) -> Option<u32> {
+    /// Calls `accept` on earlier entries of the same group that share a band, until it returns true; gives that entry
+    /// back. An entry may be offered once per shared band; the order depends only on the entries and is latest first.
+    pub fn find(
+        &self,
+        minhash: MinHash,
+        group: u64,
+        signature: &[u32],
+        mut accept: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
         for (band, latest) in self.latest.iter().enumerate() {
-            let mut row = latest.get(&band_hash(minhash, signature, band)).copied().unwrap_or(NONE);
+            let mut entry = latest.get(&band_hash(minhash, group, signature, band)).copied().unwrap_or(NONE);
             for _ in 0..MAX_CANDIDATES_PER_BAND {
-                if row == NONE {
+                if entry == NONE {
                     break;
                 }
-                if accept(row) {
-                    return Some(row);
+                if accept(entry) {
+                    return Some(entry);
                 }
-                row = self.previous[row as usize * BANDS + band];
+                entry = self.previous[entry as usize * BANDS + band];
             }
         }
         None
     }
 
-    /// Adds the next row; rows count from 0.
-    pub fn push(&mut self, minhash: MinHash, signature: &[u32]) {
-        let row = u32::try_from(self.previous.len() / BANDS).expect("fewer than 2^32 rows");
+    /// Adds the next entry; entries count from 0.
+    pub fn push(&mut self, minhash: MinHash, group: u64, signature: &[u32]) {
+        let entry = u32::try_from(self.previous.len() / BANDS).expect("fewer than 2^32 entries");
         for band in 0..BANDS {
-            let before = self.latest[band].insert(band_hash(minhash, signature, band), row);
+            let before = self.latest[band].insert(band_hash(minhash, group, signature, band), entry);
             self.previous.push(before.unwrap_or(NONE));
         }
     }
 }
 
-fn band_hash(minhash: MinHash, signature: &[u32], band: usize) -> u32 {
+fn band_hash(minhash: MinHash, group: u64, signature: &[u32], band: usize) -> u32 {
     let rows = &signature[band * minhash.rows_per_band..(band + 1) * minhash.rows_per_band];
-    (hash_sequence(rows.iter().map(|&row| u64::from(row))) >> 32) as u32
+    (hash_sequence(std::iter::once(group).chain(rows.iter().map(|&row| u64::from(row)))) >> 32) as u32
 }
 
 /// Hashes that are already well mixed need no second hashing.
@@ -220,21 +225,21 @@ mod tests {
     }
 
     #[test]
-    fn buckets_hand_out_every_row_that_shares_a_band_latest_first() {
+    fn buckets_hand_out_every_entry_of_the_group_that_shares_a_band_latest_first() {
         let minhash = MinHash::for_threshold(0.8);
         let same = minhash.signature(&[1, 2, 3]);
         let other = minhash.signature(&[7, 8, 9]);
         let mut index = LshIndex::default();
-        for signature in [&same, &other, &same] {
-            index.push(minhash, signature);
+        for (group, signature) in [(0, &same), (0, &other), (0, &same), (1, &same)] {
+            index.push(minhash, group, signature);
         }
         let mut offered = Vec::new();
-        index.find(minhash, &same, |row| {
-            offered.push(row);
+        index.find(minhash, 0, &same, |entry| {
+            offered.push(entry);
             false
         });
         assert_eq!(&offered[..2], [2, 0]);
-        assert!(!offered.contains(&1));
-        assert_eq!(index.find(minhash, &other, |_| true), Some(1));
+        assert!(!offered.contains(&1) && !offered.contains(&3));
+        assert_eq!(index.find(minhash, 0, &other, |_| true), Some(1));
     }
 }

@@ -14,6 +14,7 @@ pub mod minhash;
 mod ngram_table;
 pub mod normalize;
 mod pass;
+pub mod row_words;
 pub mod rows;
 pub mod split;
 

@@ -147,19 +147,19 @@ fn is_decimal_point(chars: &[char], place: usize) -> bool {
         && chars.get(place + 1).is_some_and(char::is_ascii_digit)
 }
 
-/// Whether a mark is arithmetic. `+ = < > * ^ %` always are; a dash or a slash only between numbers or lone letters,
-/// since in prose ("well-known", "and/or", "Paris - the city") it is punctuation that another writer leaves out.
+/// Whether a mark is arithmetic. `+ = ^ %` always are; a dash, a slash or an angle bracket only between numbers or lone
+/// letters, since in prose ("well-known", "and/or", "Paris - the city") it is punctuation that another writer leaves out.
 fn is_operator(chars: &[char], place: usize) -> bool {
     match chars[place] {
-        '+' | '=' | '<' | '>' | '^' | '%' | '×' | '÷' | '≤' | '≥' | '≠' => true,
+        '+' | '=' | '^' | '%' | '×' | '÷' | '≤' | '≥' | '≠' => true,
         // `**bold**` and bullet points are Markdown, not multiplication.
-        '*' | '-' | '−' | '–' | '/' => {
+        '*' | '-' | '−' | '–' | '/' | '<' | '>' => {
             let left = chars[..place].iter().rposition(|char| !char.is_whitespace());
             let right = chars[place + 1..].iter().position(|char| !char.is_whitespace()).map(|at| at + place + 1);
             let Some(right) = right.filter(|&at| is_operand(chars, at)) else { return false };
             match left {
                 Some(left) => is_operand(chars, left),
-                None => chars[place] != '*' && right == place + 1 && chars[right].is_ascii_digit(),
+                None => matches!(chars[place], '-' | '−' | '–') && right == place + 1 && chars[right].is_ascii_digit(),
             }
         }
         _ => false,
@@ -207,6 +207,7 @@ mod tests {
         assert_eq!(joined("1,000 apples cost $3.50."), "1000 apples cost 3.50");
         assert_eq!(joined("-5 and 1,2"), "- 5 and 1 2");
         assert_eq!(joined("2 × 3 **bold** text"), "2 * 3 bold text");
+        assert_eq!(joined("<div>x</div> <<48/2=24>>24, 3 < 5"), "div x div 48 / 2 = 24 24 3 < 5");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::{
     filter::{Filter, Reason, Rejection},
     minhash::MinHash,
     normalize::Words,
+    row_words::Conversation,
     rows::{Row, RowFormat},
     split::{Split, shuffled_answers},
 };
@@ -161,9 +162,7 @@ fn judge(
     let words = Words::of(&question);
     let broken_rule = row.turns("assistant").find_map(|answer| filter.check(&question, answer));
     let rejection = broken_rule.or_else(|| {
-        let index = index?;
-        let (all, turn_ends) = row.all_words();
-        let leak = index.find(&words, &all, &turn_ends)?;
+        let leak = index?.find(&words, &Conversation::of(&row.messages))?;
         Some((Reason::Contaminated, leak.to_string()))
     });
     let verdict = match rejection {

@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::normalize::Words;
 use crate::{language_model::Message, seed};
 
 /// What the lines of the input hold.
@@ -97,17 +96,6 @@ impl Row {
     pub fn turns(&self, role: &'static str) -> impl Iterator<Item = &str> {
         self.messages.iter().filter(move |message| message.role == role).map(|message| message.content.as_str())
     }
-
-    /// The words of every turn, and where each turn ends among them.
-    pub fn all_words(&self) -> (Words, Vec<usize>) {
-        let mut words = Words::default();
-        let mut ends = Vec::with_capacity(self.messages.len());
-        for message in &self.messages {
-            words.push_text(&message.content);
-            ends.push(words.len());
-        }
-        (words, ends)
-    }
 }
 
 /// The row's columns with a text `id`: as given (in its place), else made of the conversation (in front).
@@ -164,7 +152,7 @@ mod tests {
         let line = format!(r#"{{"source":"x","id":7,"messages":{turns},"score":0.1}}"#);
         let row = parse(&line, RowFormat::Messages).expect("a conversation");
         assert_eq!(serde_json::to_string(&row.output).expect("JSON"), line.replace(":7", ":\"7\""));
-        assert_eq!((row.question(), row.all_words().1), ("A\nC".to_owned(), vec![1, 2, 3, 4, 5]));
+        assert_eq!((row.question(), row.messages.len()), ("A\nC".to_owned(), 5));
         let unnamed = parse(&format!(r#"{{"messages":{turns}}}"#), RowFormat::Messages).expect("a conversation");
         assert_eq!(unnamed.id.len(), 16);
         assert_eq!(unnamed.output["id"], unnamed.id.as_str());
