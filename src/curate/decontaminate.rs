@@ -17,6 +17,8 @@
 //! Measured on 300 to 500 items each of seven public benchmarks, planted in five disguises, and on the training splits
 //! of three of them as innocent rows: see `docs/pipeline.md`.
 
+use std::collections::{HashMap, HashSet};
+
 use super::{
     benchmarks::BenchmarkText,
     ngram_table::NgramTable,
@@ -124,6 +126,7 @@ impl std::fmt::Display for Leak {
 /// A text that is looked for as a whole.
 struct ShortText {
     hash: u64,
+    head: u64,
     text: u32,
     words: u32,
     own_words: usize,
@@ -175,14 +178,16 @@ impl IndexBuilder {
             answer: hash_sequence(Words::of(answer).iter().map(hash_word)),
         });
         let own_words = words.iter().filter(|word| !GENERIC_WORDS.contains(word)).count();
-        let whole = Rolling::new(words.iter().map(hash_word)).hash(0, question_words);
+        let rolling = Rolling::new(words.iter().map(hash_word));
+        let whole = rolling.hash(0, question_words);
+        let head = rolling.hash(0, question_words.min(MIN_EMBEDDED_WORDS));
         words.push_text(answer);
         let row = RowWords::new(&words);
         let has_telling = (0..(question_words + 1).saturating_sub(self.n)).any(|at| row.is_telling(at, at + self.n));
         let is_series = row.content_before[question_words] + row.signs_before[question_words] == 0;
         let is_own = question_words < MIN_EMBEDDED_WORDS || (own_words >= MIN_OWN_WORDS && !is_series);
         if !has_telling && is_own {
-            self.short.push(ShortText { hash: whole, text: number, words: question_words as u32, own_words });
+            self.short.push(ShortText { hash: whole, head, text: number, words: question_words as u32, own_words });
         }
         for start in 0..(words.len() + 1).saturating_sub(self.n) {
             let end = start + self.n;
@@ -204,9 +209,13 @@ impl IndexBuilder {
         let (ngrams, common) = NgramTable::build(self.ngrams, MAX_ITEMS_PER_NGRAM, question_of);
         let (masked, masked_common) = NgramTable::build(self.masked, MAX_ITEMS_PER_NGRAM, question_of);
         self.short.retain(|short| short.own_words >= MIN_UNIQUE_WORDS || !generic.contains(&question_of(short.text)));
-        let mut short_lengths: Vec<usize> = self.short.iter().map(|short| short.words as usize).collect();
-        short_lengths.sort_unstable();
-        short_lengths.dedup();
+        let mut heads: HashMap<u64, Vec<usize>> = HashMap::new();
+        for short in &self.short {
+            let lengths = heads.entry(short.head).or_default();
+            if !lengths.contains(&(short.words as usize)) {
+                lengths.push(short.words as usize);
+            }
+        }
         let short =
             self.short.into_iter().map(|short| (short_key(short.hash, short.words as usize), short.text)).collect();
         let (short, _) = NgramTable::build(short, usize::MAX, question_of);
@@ -217,12 +226,12 @@ impl IndexBuilder {
             short_texts: short.len(),
             dropped_as_common: common + masked_common + generic.len(),
         };
-        BenchmarkIndex { n: self.n, sources: self.sources, texts, ngrams, masked, short, short_lengths, counts }
+        BenchmarkIndex { n: self.n, sources: self.sources, texts, ngrams, masked, short, heads, counts }
     }
 }
 
 /// Questions that one file asks more than once with different answers: they name no item.
-fn generic_questions(texts: &[TextKey]) -> std::collections::HashSet<u64> {
+fn generic_questions(texts: &[TextKey]) -> HashSet<u64> {
     let mut keys: Vec<(u32, u64, u64)> = texts.iter().map(|text| (text.source, text.question, text.answer)).collect();
     keys.sort_unstable();
     keys.dedup();
@@ -252,7 +261,8 @@ pub struct BenchmarkIndex {
     ngrams: NgramTable,
     masked: NgramTable,
     short: NgramTable,
-    short_lengths: Vec<usize>,
+    /// First words of the short texts -> how many words such texts have. Spares a look-up per length at every place.
+    heads: HashMap<u64, Vec<usize>>,
     counts: IndexCounts,
 }
 
@@ -305,24 +315,23 @@ impl BenchmarkIndex {
                 && (is_sign(place) && is_number(all.word(place - 1))
                     || is_sign(place - 1) && is_number(all.word(place)))
         };
-        for &length in &self.short_lengths {
-            if length < MIN_EMBEDDED_WORDS {
-                if question.len() == length {
-                    let hash = Rolling::new(question.iter().map(hash_word)).hash(0, length);
-                    if let Some(text) = self.short.find(short_key(hash, length)) {
-                        return Some(self.leak(text, question.join(0, length), false));
-                    }
-                }
-                continue;
+        let asked = question.len();
+        if (1..MIN_EMBEDDED_WORDS).contains(&asked) {
+            let hash = Rolling::new(question.iter().map(hash_word)).hash(0, asked);
+            if let Some(text) = self.short.find(short_key(hash, asked)) {
+                return Some(self.leak(text, question.join(0, asked), false));
             }
-            for start in 0..(all.len() + 1).saturating_sub(length) {
+        }
+        for start in 0..(all.len() + 1).saturating_sub(MIN_EMBEDDED_WORDS) {
+            let Some(lengths) = self.heads.get(&row.plain.hash(start, start + MIN_EMBEDDED_WORDS)) else { continue };
+            for &length in lengths {
                 let end = start + length;
                 let is_asked = |turn: &Turn| turn.is_user && turn.words.start <= start && end <= turn.words.end;
-                if length < MIN_ANSWER_WORDS && !turns.iter().any(is_asked) {
+                let is_out_of_place = length < MIN_ANSWER_WORDS && !turns.iter().any(is_asked);
+                if end > all.len() || is_out_of_place || is_formula_cut(start) || is_formula_cut(end) {
                     continue;
                 }
-                let Some(text) = self.short.find(short_key(row.plain.hash(start, end), length)) else { continue };
-                if !is_formula_cut(start) && !is_formula_cut(end) {
+                if let Some(text) = self.short.find(short_key(row.plain.hash(start, end), length)) {
                     return Some(self.leak(text, all.join(start, end), false));
                 }
             }
