@@ -1,6 +1,9 @@
 //! The command line: what was typed. Thin: every command is one call into the library.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -71,9 +74,18 @@ pub struct StageArgs {
 }
 
 impl StageArgs {
-    /// The resolved configuration.
+    /// The resolved configuration: of `--config`, else of the run directory that is named.
     pub fn load_config(&self) -> Result<config::Config> {
-        config::load(self.config.as_deref(), &self.set)
+        let saved = self.run_dir.as_ref().map(|folder| folder.join("run.toml")).filter(|path| path.is_file());
+        config::load(self.config.as_ref().or(saved.as_ref()).map(PathBuf::as_path), &self.set)
+    }
+
+    /// The run directory: as given, else `runs/` and the configuration file's stem.
+    pub fn run_dir_path(&self) -> PathBuf {
+        self.run_dir.clone().unwrap_or_else(|| {
+            let stem = self.config.as_deref().and_then(Path::file_stem).unwrap_or_default();
+            Path::new("runs").join(if stem.is_empty() { "default".as_ref() } else { stem })
+        })
     }
 }
 

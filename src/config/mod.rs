@@ -2,13 +2,19 @@
 //!
 //! A key that does not exist is an error that names the nearest one that does. `--set table.key=value` overrides any
 //! key. The resolved configuration (every default filled in) is saved in the run directory and can be fed back.
+//!
+//! Each table has its own file here. The keys that exist are read off the TOML of [`Config::default`], so every key
+//! must have a default that TOML can write: no `Option` fields, but 0, -1 or an empty string with a documented meaning.
 
 mod curate;
 mod engine;
 mod evaluate;
 mod generate;
+mod keys;
+mod load;
 mod report;
 mod train;
+mod validate;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +23,7 @@ pub use self::{
     engine::EngineConfig,
     evaluate::EvaluateConfig,
     generate::{GenerateConfig, SamplingConfig},
+    load::load,
     report::ReportConfig,
     train::{LrSchedule, TrainConfig, TrainInit, TrainMethod},
 };
@@ -65,6 +72,26 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// The configuration as TOML, every default filled in; [`load`] reads it back to an equal value.
+    ///
+    /// **Errors**: a seed above 2^63 - 1 does not fit TOML's integers; [`load`] lets none through.
+    pub fn to_toml(&self) -> anyhow::Result<String> {
+        toml::to_string(self).map_err(|error| anyhow::anyhow!("the configuration does not fit TOML: {error}"))
+    }
+
+    /// The configuration as a TOML table.
+    pub fn to_table(&self) -> anyhow::Result<toml::Table> {
+        // Through text, because a direct conversion widens f32 values to digits that nobody wrote.
+        toml::from_str(&self.to_toml()?).map_err(|error| anyhow::anyhow!("the configuration does not parse: {error}"))
+    }
+
+    /// Every dotted key with its value, in order.
+    pub fn entries(&self) -> anyhow::Result<Vec<(String, toml::Value)>> {
+        Ok(keys::flatten(&self.to_table()?))
+    }
+}
+
 /// Which model, and how its weights are held.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -75,12 +102,4 @@ pub struct ModelConfig {
     pub dtype: crate::device::DtypeChoice,
     /// Longest sequence in tokens; 0 takes the model's own limit.
     pub max_model_len: usize,
-}
-
-/// Reads a configuration file (none: the defaults), applies `--set key=value` overrides and checks every range.
-///
-/// **Errors**: usage; they name the file and line or the override, and the nearest existing key.
-pub fn load(file: Option<&std::path::Path>, overrides: &[String]) -> anyhow::Result<Config> {
-    let _ = (file, overrides);
-    Ok(Config::default())
 }

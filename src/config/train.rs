@@ -1,5 +1,7 @@
 //! `[train]`: rows to a student. Names are Hugging Face `TrainingArguments`'; defaults are the paper's where it speaks.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// Stage 3.
@@ -10,6 +12,8 @@ pub struct TrainConfig {
     pub method: TrainMethod,
     /// Where the weights start.
     pub init: TrainInit,
+    /// Chat template for conversations; empty takes the model's own, else a plain one.
+    pub chat_template: PathBuf,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Floor of the cosine schedule, as a fraction of the peak.
@@ -56,6 +60,7 @@ impl Default for TrainConfig {
         Self {
             method: TrainMethod::Full,
             init: TrainInit::Checkpoint,
+            chat_template: PathBuf::new(),
             learning_rate: 3e-6,
             min_lr_ratio: 0.0,
             lr_scheduler_type: LrSchedule::Cosine,

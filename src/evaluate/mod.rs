@@ -1,11 +1,42 @@
 //! Stage 4, `evaluate`: base and student on the same items.
+//!
+//! *Reads* the benchmarks and two models: the student before training (plain prompts, and once more with examples)
+//! and after it. *Writes* `evaluate/base/`, `evaluate/base_fewshot/`, `evaluate/tuned/` (lm-evaluation-harness's
+//! layout) and `evaluate/comparison.json`. *Rejects* requests that a model cannot serve: they count as wrong answers.
+//! *Resumes* at the first answer that is not on disk; a finished evaluation of the same model and items is kept.
+
+mod arc;
+pub mod compare;
+mod data;
+mod fewshot;
+mod gsm8k;
+mod metrics;
+pub mod plan;
+pub mod primer;
+pub mod prompt;
+mod responses;
+mod results;
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod shared_fixtures;
+mod stage;
+pub mod stats;
+pub mod table;
+pub mod task;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::{cli::StageArgs, config::Config, language_model::LanguageModel, run_dir::RunDir};
+pub use self::{
+    compare::{Comparison, DisciplineComparison, TaskComparison},
+    stage::{check, plan_model, run, run_model},
+};
+use crate::{cli::StageArgs, language_model::LanguageModel};
 
 /// Arguments of `glan evaluate`.
 #[derive(Debug, Clone, Args)]
@@ -62,9 +93,3 @@ pub struct Verdict {
 
 /// Loads one model of the run, when something is left to do.
 pub type RoleLoader<'a> = dyn FnMut(Role) -> Result<Box<dyn LanguageModel>> + 'a;
-
-/// Runs the stage on a run directory.
-pub fn run(config: &Config, run_dir: &RunDir, load: &mut RoleLoader) -> Result<Verdict> {
-    let _ = (config, run_dir, load);
-    anyhow::bail!("not here yet")
-}

@@ -1,17 +1,29 @@
-//! The decoder's inference face.
+//! The decoder's inference face: weights, tables, and one step over the paged cache.
 
 use std::path::Path;
 
-use anyhow::Result;
-use candle_core::{Device, Tensor};
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Tensor};
+use glan_kernels::{attention::PagedRows, embedding, matmul::linear, rms_norm, to_vec};
+use rand::Rng;
 
-use super::DecoderConfig;
-use crate::device::DtypeChoice;
+use super::{
+    DecoderConfig, Layout, Weights,
+    layer::{self, Context, Pass},
+    loader, rope,
+};
+use crate::{device::DtypeChoice, seed};
 
 /// A decoder-only transformer.
 pub struct Decoder {
     /// Its shape.
     pub config: DecoderConfig,
+    /// Where its tensors lie.
+    pub layout: Layout,
+    /// Its parameters.
+    pub weights: Weights,
+    pub(super) cos: Tensor, // [max positions, D/2]
+    pub(super) sin: Tensor, // [max positions, D/2]
 }
 
 /// Keys and values of all layers, in blocks of `block_size` tokens (`Z`).
@@ -55,14 +67,54 @@ pub struct PagedBatch {
 
 impl Decoder {
     /// Loads weights from a Hugging Face directory.
+    ///
+    /// **Errors**: a missing, truncated or ill-shaped file, by name.
     pub fn load(directory: &Path, device: &Device, dtype: DtypeChoice) -> Result<Self> {
-        let _ = (device, dtype);
-        Ok(Self { config: DecoderConfig::load(directory)? })
+        if !device.is_cpu() {
+            bail!("this build computes on the CPU only");
+        }
+        let config = DecoderConfig::load(directory)?;
+        let layout = Layout::new(&config);
+        let arena = loader::load_arena(directory, &layout, dtype)?;
+        Self::from_arena(config, layout, arena)
+    }
+
+    /// Random weights: normal with the configuration's `initializer_range` (residual projections divided by
+    /// `sqrt(2L)`, as GPT-2), norms 1, biases 0. Every tensor has its own stream of the seed.
+    pub fn random(config: DecoderConfig, run_seed: u64) -> Result<Self> {
+        let layout = Layout::new(&config);
+        let mut values = vec![0f32; layout.len];
+        for tensor in layout.tensors.iter() {
+            let values = &mut values[tensor.offset..tensor.offset + tensor.len()];
+            if tensor.name.ends_with("norm.weight") {
+                values.fill(1.0);
+            } else if tensor.decays() {
+                let residual = tensor.name.contains("o_proj") || tensor.name.contains("down_proj");
+                let depth = if residual { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 };
+                fill_normal(
+                    values,
+                    config.initializer_range / depth,
+                    &mut seed::stream(run_seed, "init", &tensor.name),
+                );
+            }
+        }
+        let arena = Tensor::from_vec(values, layout.len, &Device::Cpu)?;
+        Self::from_arena(config, layout, arena)
+    }
+
+    fn from_arena(config: DecoderConfig, layout: Layout, arena: Tensor) -> Result<Self> {
+        let (cos, sin) = rope::tables(&config, config.max_position_embeddings)?;
+        let weights = Weights::new(&config, &layout, arena)?;
+        Ok(Self { config, layout, weights, cos, sin })
     }
 
     /// An empty cache of `num_blocks` blocks for this model.
     pub fn kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {
-        Ok(KvCache { layers: Vec::new(), block_size, num_blocks })
+        let shape = (num_blocks * block_size, self.config.num_key_value_heads * self.config.head_dim);
+        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let layers =
+            (0..self.config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<Vec<_>>>()?;
+        Ok(KvCache { layers, block_size, num_blocks })
     }
 
     /// One step over the paged cache: writes the rows' keys and values, attends, and returns the logits of
@@ -70,12 +122,52 @@ impl Decoder {
     ///
     /// A row's bits depend only on its sequence's tokens up to it, never on the other rows or on where a prompt is cut.
     pub fn forward_paged(&self, batch: &PagedBatch, cache: &mut KvCache) -> Result<Vec<f32>> {
-        let _ = (batch, cache);
-        Ok(Vec::new())
+        let sequences: Vec<PagedRows> = batch
+            .sequences
+            .iter()
+            .map(|sequence| PagedRows {
+                query_len: sequence.query_len,
+                context_len: sequence.context_len,
+                block_table: &sequence.block_table,
+            })
+            .collect();
+        let pass = self.pass(&batch.positions);
+        let mut x = embedding::forward(&self.weights.embed_tokens, &batch.token_ids)?; // [N, C]
+        for (i, weights) in self.weights.layers.iter().enumerate() {
+            let context = Context::Paged {
+                keys: &cache.layers[i].0,
+                values: &cache.layers[i].1,
+                slots: &batch.slot_mapping,
+                sequences: &sequences,
+                block_size: cache.block_size,
+            };
+            x = layer::forward(&x, weights, &self.config.heads(i), &pass, &context, None)?;
+        }
+        if batch.logit_rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let x = embedding::forward(&x, &batch.logit_rows)?; // [rows, C]
+        let (x, _) = rms_norm::forward(&x, &self.weights.norm, self.config.rms_norm_eps)?;
+        Ok(to_vec(&linear(&x, &self.weights.lm_head, None, None)?)?)
+    }
+
+    pub(super) fn pass<'a>(&'a self, positions: &'a [u32]) -> Pass<'a> {
+        Pass { positions, cos: &self.cos, sin: &self.sin, eps: self.config.rms_norm_eps }
     }
 
     /// Number of parameters.
     pub fn num_parameters(&self) -> usize {
-        0
+        self.layout.len
+    }
+}
+
+/// Box-Muller normal numbers.
+fn fill_normal(values: &mut [f32], deviation: f64, random: &mut impl Rng) {
+    for pair in values.chunks_mut(2) {
+        let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * deviation;
+        let (sin, cos) = (random.random::<f64>() * std::f64::consts::TAU).sin_cos();
+        for (value, part) in pair.iter_mut().zip([cos, sin]) {
+            *value = (radius * part) as f32;
+        }
     }
 }

@@ -1,0 +1,193 @@
+//! What an evaluation asks: the chosen tasks with their documents and prompts, before any model is loaded.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    fewshot::FewshotSampler,
+    prompt::{self, Context, PromptStyle},
+    task::{self, Document, Split, Task, TaskSpec},
+};
+use crate::error::usage;
+
+/// What a plan depends on, beside the tasks' names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanOptions {
+    /// Folder with the benchmarks' files.
+    pub data_dir: PathBuf,
+    /// First so many documents of every task; 0 takes all.
+    pub limit: usize,
+    /// Examples before each question; `None` takes the task's own number.
+    pub num_fewshot: Option<usize>,
+    /// Form of the prompts.
+    pub style: PromptStyle,
+}
+
+/// A task with its documents and their prompts.
+pub struct PlannedTask {
+    /// The benchmark.
+    pub task: &'static dyn Task,
+    /// Examples before each question.
+    pub num_fewshot: usize,
+    /// Documents before the limit.
+    pub original: usize,
+    /// The documents that are evaluated; the index is the `doc_id`.
+    pub documents: Vec<Document>,
+    /// What stands before the answer, per document.
+    pub contexts: Vec<Context>,
+}
+
+impl PlannedTask {
+    /// The constant part of the task.
+    pub fn spec(&self) -> &'static TaskSpec {
+        self.task.spec()
+    }
+}
+
+/// A task that cannot be evaluated.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SkippedTask {
+    /// Its name.
+    pub task: String,
+    /// What is missing.
+    pub reason: String,
+}
+
+/// All questions of an evaluation.
+pub struct Plan {
+    /// The tasks in the order asked for.
+    pub tasks: Vec<PlannedTask>,
+    /// Tasks whose data is not there or is damaged.
+    pub skipped: Vec<SkippedTask>,
+    /// First so many documents of every task; 0 took all.
+    pub limit: usize,
+    /// Form of the prompts.
+    pub style: PromptStyle,
+}
+
+impl Plan {
+    /// Reads the benchmarks and assembles the prompts.
+    ///
+    /// **Errors**: usage, for an unknown task or more examples than a task has. A task whose data cannot be read is
+    /// no error but listed as skipped.
+    pub fn new(names: &[String], options: PlanOptions) -> Result<Self> {
+        let mut chosen: Vec<&'static dyn Task> = Vec::new();
+        for name in names {
+            let task = task::find(name)?;
+            if !chosen.iter().any(|other| other.spec().name == task.spec().name) {
+                chosen.push(task);
+            }
+        }
+        let mut plan = Self { tasks: Vec::new(), skipped: Vec::new(), limit: options.limit, style: options.style };
+        for task in chosen {
+            let num_fewshot = options.num_fewshot.unwrap_or(task.spec().num_fewshot);
+            match task.load(&options.data_dir, num_fewshot > 0) {
+                Ok(split) => plan.tasks.push(plan_task(task, split, num_fewshot, options.limit, &plan.style)?),
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    plan.skipped.push(SkippedTask { task: task.spec().name.to_owned(), reason });
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Fails where a task cannot be evaluated, for commands that ask for particular tasks.
+    pub fn require_all(&self) -> Result<()> {
+        match self.skipped.first() {
+            None => Ok(()),
+            Some(SkippedTask { task, reason }) => Err(usage(format!("task `{task}` cannot be evaluated: {reason}"))),
+        }
+    }
+
+    /// Whether there is a task of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tasks.iter().any(|planned| planned.spec().name == name)
+    }
+}
+
+fn plan_task(
+    task: &'static dyn Task,
+    split: Split,
+    num_fewshot: usize,
+    limit: usize,
+    style: &PromptStyle,
+) -> Result<PlannedTask> {
+    let Split { mut documents, fewshot_pool } = split;
+    if num_fewshot > fewshot_pool.len() {
+        return Err(usage(format!(
+            "{num_fewshot} examples were asked for, but task `{}` has {} to choose from",
+            task.spec().name,
+            fewshot_pool.len()
+        )));
+    }
+    let original = documents.len();
+    if limit > 0 {
+        documents.truncate(limit);
+    }
+    let mut sampler = FewshotSampler::new(task.spec().sampler, fewshot_pool.len(), num_fewshot);
+    let contexts = documents
+        .iter()
+        .map(|document| {
+            let shots: Vec<_> = sampler.next_document().into_iter().map(|index| &fewshot_pool[index]).collect();
+            prompt::assemble(&shots, document, style)
+        })
+        .collect();
+    Ok(PlannedTask { task, num_fewshot, original, documents, contexts })
+}
+
+/// The number of examples that a configuration's `num_fewshot` stands for.
+///
+/// **Errors**: usage, for a number below -1.
+pub fn num_fewshot(configured: i64) -> Result<Option<usize>> {
+    match configured {
+        -1 => Ok(None),
+        _ => usize::try_from(configured).map(Some).context(crate::error::Failure::Usage(format!(
+            "evaluate.num_fewshot is {configured}; expected -1 or more"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(num_fewshot: Option<usize>) -> PlanOptions {
+        PlanOptions { data_dir: PathBuf::from("nowhere"), limit: 4, num_fewshot, style: PromptStyle::plain() }
+    }
+
+    #[test]
+    fn a_task_without_data_is_skipped_and_says_which_file_it_needs() -> Result<()> {
+        let plan = Plan::new(&["gsm8k".into(), "primer".into(), "primer".into()], options(None))?;
+        assert_eq!(plan.tasks.len(), 1);
+        assert_eq!(plan.tasks[0].documents.len(), 4);
+        assert!(plan.skipped[0].reason.contains("gsm8k/test.jsonl"), "{:?}", plan.skipped);
+        let error = plan.require_all().expect_err("a task was skipped");
+        assert_eq!(crate::error::exit_code(&error), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn more_examples_than_there_are_is_a_usage_error() {
+        let error = Plan::new(&["primer".into()], options(Some(11))).err().expect("primer has 10 examples");
+        assert_eq!(crate::error::exit_code(&error), 2);
+        assert_eq!(num_fewshot(-1).ok(), Some(None));
+        assert_eq!(crate::error::exit_code(&num_fewshot(-2).expect_err("out of range")), 2);
+    }
+
+    #[test]
+    fn fixed_examples_stand_before_every_question() -> Result<()> {
+        let plan = Plan::new(&["primer".into()], options(Some(2)))?;
+        let texts: Vec<_> = plan.tasks[0]
+            .contexts
+            .iter()
+            .map(|context| match context {
+                Context::Text(text) => text.split("\n\n").map(str::to_owned).collect::<Vec<_>>(),
+                Context::Messages(_) => panic!("a plain style gives text"),
+            })
+            .collect();
+        assert!(texts.iter().all(|parts| parts.len() == 3 && parts[..2] == texts[0][..2]));
+        Ok(())
+    }
+}

@@ -1,0 +1,432 @@
+//! Asks the model every question of a plan, and keeps each answer on disk as soon as its turn comes.
+//!
+//! `responses.jsonl` holds one line per request, in the order of the plan. Each line carries a hash of the model and
+//! the whole request, so an interrupted evaluation goes on where it stopped and an answer to another question, or of
+//! another model, is never taken.
+
+use std::{collections::HashMap, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    plan::{Plan, PlannedTask},
+    prompt::{self, Context},
+    task::{Generation, OutputType},
+};
+use crate::{
+    chat_template::encode_prompt,
+    error::usage,
+    language_model::{Completion, FinishReason, LanguageModel, Prompt, Request, SamplingParams, Score, ScoreRequest},
+    records::{self, JsonlWriter, Ordered},
+    seed,
+    telemetry::Progress,
+};
+
+/// The file of a model's folder that answers are kept in.
+const FILE: &str = "responses.jsonl";
+
+/// Requests that are tokenised ahead of the model.
+const REQUESTS_AHEAD: usize = 4096;
+
+/// What the model said to one request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Response {
+    /// A continuation, cut at the first stop string.
+    Generated {
+        /// Its text.
+        text: String,
+    },
+    /// The likelihood of a choice.
+    Scored {
+        /// Sum of natural-log probabilities.
+        logprob: f64,
+        /// Whether every token was the likeliest.
+        is_greedy: bool,
+    },
+    /// The request could not be served; it counts as a wrong answer.
+    Failed {
+        /// Why.
+        error: String,
+    },
+}
+
+/// One line of the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct ResponseLine {
+    task: String,
+    doc_id: usize,
+    idx: usize,
+    request_hash: String,
+    #[serde(flatten)]
+    response: Response,
+}
+
+/// All answers to a plan.
+pub struct Answers {
+    /// Rendered contexts, `[task][doc_id]`.
+    pub contexts: Vec<Vec<String>>,
+    /// Answers, `[task][doc_id][idx]`.
+    pub responses: Vec<Vec<Vec<Response>>>,
+}
+
+impl Answers {
+    /// Number of requests that could not be served, and why the first one could not.
+    pub fn failures(&self) -> (usize, Option<&str>) {
+        let mut errors = self.responses.iter().flatten().flatten().filter_map(|response| match response {
+            Response::Failed { error } => Some(error.as_str()),
+            _ => None,
+        });
+        let first = errors.next();
+        (usize::from(first.is_some()) + errors.count(), first)
+    }
+}
+
+/// One request of the work list.
+struct Asked {
+    task: usize,
+    doc_id: usize,
+    idx: usize,
+    hash: String,
+}
+
+/// Asks whatever `folder` does not hold yet.
+///
+/// **Errors**: usage, when chat prompts are asked for and the model has no template; those of the model; interruption,
+/// with every answer so far on disk.
+pub fn answer(plan: &Plan, folder: &Path, model_key: &str, model: &mut dyn LanguageModel) -> Result<Answers> {
+    let contexts = render(plan, model)?;
+    let work = work_list(plan, &contexts, model_key);
+    let path = folder.join(FILE);
+    let mut book = Book::open(&path, plan, &work)?;
+    for task in 0..plan.tasks.len() {
+        let pending: Vec<usize> =
+            (0..work.len()).filter(|&at| work[at].task == task && book.responses[at].is_none()).collect();
+        for positions in pending.chunks(REQUESTS_AHEAD) {
+            ask(plan, &contexts, &work, positions, model, &mut book)?;
+        }
+    }
+    let Book { writer, progress, responses, .. } = book;
+    writer.sync()?;
+    progress.finish();
+    let mut nested: Vec<Vec<Vec<Response>>> =
+        plan.tasks.iter().map(|planned| vec![Vec::new(); planned.documents.len()]).collect();
+    for (asked, response) in work.iter().zip(responses) {
+        let place = || format!("{} document {}", plan.tasks[asked.task].spec().name, asked.doc_id);
+        let response = response.with_context(|| format!("the model gave no answer to {}", place()))?;
+        nested[asked.task][asked.doc_id].push(response);
+    }
+    Ok(Answers { contexts, responses: nested })
+}
+
+/// The text before every answer, `[task][doc_id]`.
+fn render(plan: &Plan, model: &dyn LanguageModel) -> Result<Vec<Vec<String>>> {
+    let template = model.chat_template();
+    let render_one = |context: &Context| match (context, template) {
+        (Context::Text(text), _) => Ok(text.clone()),
+        (Context::Messages(messages), Some(template)) => template.render(messages, true),
+        (Context::Messages(_), None) => Err(usage(format!(
+            "`{}` has no chat template; leave out --apply-chat-template (evaluate.apply_chat_template = false)",
+            model.identity().name
+        ))),
+    };
+    plan.tasks.iter().map(|planned| planned.contexts.iter().map(render_one).collect()).collect()
+}
+
+fn work_list(plan: &Plan, contexts: &[Vec<String>], model_key: &str) -> Vec<Asked> {
+    let mut work = Vec::new();
+    for (task, planned) in plan.tasks.iter().enumerate() {
+        for (doc_id, document) in planned.documents.iter().enumerate() {
+            let context = contexts[task][doc_id].as_str();
+            let mut add = |idx, wanted: &str| {
+                let hash = seed::record_id(&[model_key, planned.spec().output_type.name(), context, wanted]);
+                work.push(Asked { task, doc_id, idx, hash });
+            };
+            match planned.spec().output_type {
+                OutputType::GenerateUntil(generation) => {
+                    let stop = generation.stop_strings(plan.style.chat);
+                    add(0, &format!("{stop:?} {}", generation.max_gen_toks));
+                }
+                OutputType::MultipleChoice => {
+                    for (idx, choice) in document.choices.iter().enumerate() {
+                        add(idx, &prompt::continuation(choice, &plan.style));
+                    }
+                }
+            }
+        }
+    }
+    work
+}
+
+/// The answers so far, in memory and on disk.
+struct Book {
+    writer: JsonlWriter,
+    /// Lines that wait for their predecessors.
+    ordered: Ordered<ResponseLine>,
+    /// Requests whose lines were on disk, at the front of the work list.
+    first: usize,
+    responses: Vec<Option<Response>>,
+    progress: Progress,
+}
+
+impl Book {
+    /// Takes over every line that answers a request of the work list. Lines stay in the order of the list.
+    fn open(path: &Path, plan: &Plan, work: &[Asked]) -> Result<Self> {
+        let old: Vec<ResponseLine> = records::read_partial_jsonl(path).unwrap_or_else(|error| {
+            tracing::warn!("{error:#}; the answers are asked for again");
+            Vec::new()
+        });
+        let first = old.iter().zip(work).take_while(|(line, asked)| line.request_hash == asked.hash).count();
+        let mut responses: Vec<Option<Response>> = work.iter().map(|_| None).collect();
+        for (slot, line) in responses.iter_mut().zip(&old[..first]) {
+            *slot = Some(line.response.clone());
+        }
+        let writer = if first == old.len() {
+            JsonlWriter::append(path)?
+        } else {
+            let mut kept = Vec::new();
+            for line in &old[..first] {
+                serde_json::to_writer(&mut kept, line)?;
+                kept.push(b'\n');
+            }
+            records::write_atomic(path, &kept)?;
+            JsonlWriter::append(path)?
+        };
+        let progress = Progress::new("evaluate", first as u64, work.len() as u64);
+        let mut book = Self { writer, ordered: Ordered::default(), first, responses, progress };
+        let known: HashMap<String, Response> =
+            old.into_iter().skip(first).map(|line| (line.request_hash, line.response)).collect();
+        for (position, asked) in work.iter().enumerate().skip(first) {
+            if let Some(response) = known.get(&asked.hash) {
+                book.put(plan, work, position, response.clone())?;
+            }
+        }
+        Ok(book)
+    }
+
+    fn put(&mut self, plan: &Plan, work: &[Asked], position: usize, response: Response) -> Result<()> {
+        let asked = &work[position];
+        self.responses[position] = Some(response.clone());
+        let line = ResponseLine {
+            task: plan.tasks[asked.task].spec().name.to_owned(),
+            doc_id: asked.doc_id,
+            idx: asked.idx,
+            request_hash: asked.hash.clone(),
+            response,
+        };
+        let writer = &mut self.writer;
+        self.ordered.push(position - self.first, line, |line| writer.write(&line))?;
+        self.progress.advance(1, "");
+        Ok(())
+    }
+}
+
+/// Asks the requests at `positions`, all of one task.
+fn ask(
+    plan: &Plan,
+    contexts: &[Vec<String>],
+    work: &[Asked],
+    positions: &[usize],
+    model: &mut dyn LanguageModel,
+    book: &mut Book,
+) -> Result<()> {
+    let Some(planned) = positions.first().map(|&position| &plan.tasks[work[position].task]) else { return Ok(()) };
+    match planned.spec().output_type {
+        OutputType::GenerateUntil(generation) => {
+            let stop = generation.stop_strings(plan.style.chat);
+            let requests = positions
+                .iter()
+                .map(|&position| {
+                    let asked = &work[position];
+                    let text = &contexts[asked.task][asked.doc_id];
+                    generation_request(position, &planned.contexts[asked.doc_id], text, generation, stop, model)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            model.generate(&mut requests.into_iter(), &mut |completion| {
+                let position = position_of(&completion.id)?;
+                book.put(plan, work, position, generated(completion, stop))
+            })
+        }
+        OutputType::MultipleChoice => {
+            let mut requests = Vec::with_capacity(positions.len());
+            for &position in positions {
+                let asked = &work[position];
+                let choice = choice_text(plan, planned, asked);
+                match score_request(position, &contexts[asked.task][asked.doc_id], &choice, model)? {
+                    Ok(request) => requests.push(request),
+                    Err(error) => book.put(plan, work, position, Response::Failed { error })?,
+                }
+            }
+            model.score(&mut requests.into_iter(), &mut |score| {
+                let position = position_of(&score.id)?;
+                book.put(plan, work, position, scored(score))
+            })
+        }
+    }
+}
+
+fn choice_text(plan: &Plan, planned: &PlannedTask, asked: &Asked) -> String {
+    prompt::continuation(&planned.documents[asked.doc_id].choices[asked.idx], &plan.style)
+}
+
+fn position_of(id: &str) -> Result<usize> {
+    id.parse().with_context(|| format!("the model answered an unknown request `{id}`"))
+}
+
+/// A prompt that does not fit keeps its end, as in the harness: room for the answer comes first.
+fn generation_request(
+    position: usize,
+    context: &Context,
+    text: &str,
+    generation: Generation,
+    stop: &[&str],
+    model: &dyn LanguageModel,
+) -> Result<Request> {
+    let limit = model.max_model_len();
+    let max_new_tokens = generation.max_gen_toks.min(limit / 2).max(1);
+    let is_chat = matches!(context, Context::Messages(_));
+    let tokenizer = model.tokenizer();
+    let ids = if is_chat { encode_prompt(tokenizer, text)? } else { tokenizer.encode(text, true)? };
+    let prompt = match context {
+        _ if ids.len() + max_new_tokens > limit => {
+            let keep = limit.saturating_sub(max_new_tokens).max(1).min(ids.len());
+            Prompt::TokenIds(ids[ids.len() - keep..].to_vec())
+        }
+        Context::Text(text) => Prompt::Text(text.clone()),
+        Context::Messages(messages) => Prompt::Messages(messages.clone()),
+    };
+    let stop = stop.iter().map(|&text| text.to_owned()).collect();
+    let sampling = SamplingParams { max_new_tokens, temperature: 0.0, seed: 0, stop, ..SamplingParams::default() };
+    Ok(Request { id: position.to_string(), prompt, sampling })
+}
+
+/// Context and choice as token ids, cut on the left to the model's length.
+fn score_request(
+    position: usize,
+    context: &str,
+    choice: &str,
+    model: &dyn LanguageModel,
+) -> Result<Result<ScoreRequest, String>> {
+    let (mut context_token_ids, continuation_token_ids) = encode_pair(model.tokenizer(), context, choice)?;
+    if continuation_token_ids.is_empty() {
+        return Ok(Err(format!("the choice `{choice}` has no token of its own")));
+    }
+    let excess = (context_token_ids.len() + continuation_token_ids.len()).saturating_sub(model.max_model_len());
+    context_token_ids.drain(..excess.min(context_token_ids.len()));
+    Ok(Ok(ScoreRequest { id: position.to_string(), context_token_ids, continuation_token_ids }))
+}
+
+fn generated(completion: Completion, stop: &[&str]) -> Response {
+    if completion.finish_reason == FinishReason::Error {
+        return Response::Failed { error: completion.error.unwrap_or_else(|| "no reason given".into()) };
+    }
+    let mut text = completion.text;
+    for stop in stop {
+        if let Some(position) = text.find(stop) {
+            text.truncate(position);
+        }
+    }
+    Response::Generated { text }
+}
+
+fn scored(score: Score) -> Response {
+    match score.error {
+        Some(error) => Response::Failed { error },
+        // JSON has no infinities, and a NaN would win every comparison in the harness.
+        None if !score.logprob.is_finite() => {
+            Response::Failed { error: format!("the log-likelihood is {}", score.logprob) }
+        }
+        None => Response::Scored { logprob: score.logprob, is_greedy: score.is_greedy },
+    }
+}
+
+/// A context and its continuation as token ids, the continuation tokenised in context.
+///
+/// **Source**: lm-evaluation-harness's `_encode_pair`.
+fn encode_pair(
+    tokenizer: &crate::tokenizer::Tokenizer,
+    context: &str,
+    continuation: &str,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    let kept = context.trim_end();
+    let whole = encode_prompt(tokenizer, &format!("{context}{continuation}"))?;
+    let context = encode_prompt(tokenizer, kept)?;
+    let split = context.len().min(whole.len());
+    Ok((whole[..split].to_vec(), whole[split..].to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::{
+        plan::PlanOptions,
+        prompt::PromptStyle,
+        scripted::{ScriptedModel, answers_right},
+    };
+
+    fn plan(tasks: &[&str], limit: usize) -> Result<Plan> {
+        let tasks: Vec<String> = tasks.iter().map(|&task| task.to_owned()).collect();
+        let options = PlanOptions { data_dir: "".into(), limit, num_fewshot: None, style: PromptStyle::plain() };
+        Plan::new(&tasks, options)
+    }
+
+    #[test]
+    fn a_kill_after_any_answer_leaves_a_file_that_is_completed_to_the_same_bytes() -> Result<()> {
+        let plan = plan(&["primer", "primer_mc"], 3)?;
+        let whole = tempfile::tempdir()?;
+        answer(&plan, whole.path(), "m", &mut ScriptedModel::new(answers_right)?)?;
+        let expected = std::fs::read_to_string(whole.path().join(FILE))?;
+        assert_eq!(expected.lines().count(), 3 + 3 * 4);
+        for kill_after in 0..15 {
+            let folder = tempfile::tempdir()?;
+            let mut model = ScriptedModel::new(answers_right)?;
+            model.fail_after = Some(kill_after);
+            assert!(answer(&plan, folder.path(), "m", &mut model).is_err());
+            let mut model = ScriptedModel::new(answers_right)?;
+            answer(&plan, folder.path(), "m", &mut model)?;
+            assert_eq!(std::fs::read_to_string(folder.path().join(FILE))?, expected, "killed after {kill_after}");
+            assert!(model.served <= 15 - kill_after.min(1), "killed after {kill_after}: {} asked again", model.served);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn answers_of_another_model_are_asked_for_again_and_a_longer_plan_keeps_the_old_ones() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let served = |plan: &Plan, key: &str| -> Result<usize> {
+            let mut model = ScriptedModel::new(answers_right)?;
+            answer(plan, folder.path(), key, &mut model)?;
+            Ok(model.served)
+        };
+        assert_eq!(served(&plan(&["primer"], 3)?, "m")?, 3);
+        assert_eq!(served(&plan(&["primer"], 3)?, "m")?, 0);
+        assert_eq!(served(&plan(&["primer_mc", "primer"], 5)?, "m")?, 5 * 4 + 2);
+        assert_eq!(served(&plan(&["primer"], 3)?, "other")?, 3);
+        Ok(())
+    }
+
+    #[test]
+    fn a_prompt_that_is_too_long_keeps_its_end_and_room_for_the_answer() -> Result<()> {
+        let mut model = ScriptedModel::new(answers_right)?;
+        model.max_model_len = 50;
+        let generation = Generation { until: &["\n"], until_chat: &[], max_gen_toks: 20 };
+        let text = format!("{}end", "x".repeat(200));
+        let request = generation_request(0, &Context::Text(text.clone()), &text, generation, &["\n"], &model)?;
+        let Prompt::TokenIds(ids) = request.prompt else { panic!("a cut prompt is token ids") };
+        assert_eq!((ids.len(), request.sampling.max_new_tokens), (30, 20));
+        assert!(model.tokenizer().decode(&ids, false)?.ends_with("end"));
+        let score = score_request(0, &text, " choice", &model)?.expect("the choice has tokens");
+        assert_eq!(score.context_token_ids.len() + score.continuation_token_ids.len(), 50);
+        Ok(())
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_served_is_an_answer_that_counts_as_wrong() {
+        let failed = generated(Completion::failed("0", "too long"), &[]);
+        assert_eq!(failed, Response::Failed { error: "too long".into() });
+        let score =
+            Score { id: "0".into(), logprob: f64::NAN, is_greedy: false, token_logprobs: Vec::new(), error: None };
+        assert!(matches!(scored(score), Response::Failed { .. }));
+    }
+}

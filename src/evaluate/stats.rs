@@ -1,0 +1,124 @@
+//! How sure a score is: standard errors, an exact paired test, and a paired bootstrap.
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+/// Mean and standard error `s / sqrt(n)` with the sample standard deviation (n - 1); no error for fewer than two.
+///
+/// **Source**: lm-evaluation-harness's `mean_stderr`.
+pub fn mean_stderr(values: &[f64]) -> (f64, Option<f64>) {
+    let n = values.len() as f64;
+    if values.is_empty() {
+        return (0.0, None);
+    }
+    let mean = values.iter().sum::<f64>() / n;
+    if values.len() < 2 {
+        return (mean, None);
+    }
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    (mean, Some((variance / n).sqrt()))
+}
+
+/// Two-sided exact McNemar test: how likely the two kinds of disagreement are as unequal as `only_first` and
+/// `only_second`, or more, if each disagreement is a fair coin.
+///
+/// **Source**: McNemar 1947 in its exact (binomial) form: `min(1, 2 P(X <= min(b, c)))`, `X ~ Bin(b + c, 1/2)`.
+pub fn mcnemar_exact(only_first: usize, only_second: usize) -> f64 {
+    let n = only_first + only_second;
+    let fewer = only_first.min(only_second);
+    // Logarithms: 2^-n underflows for large n.
+    let mut log_term = -(n as f64) * std::f64::consts::LN_2;
+    let mut tail = log_term.exp();
+    for k in 1..=fewer {
+        log_term += ((n - k + 1) as f64).ln() - (k as f64).ln();
+        tail += log_term.exp();
+    }
+    (2.0 * tail).min(1.0)
+}
+
+/// The test for two models' 0/1 scores on the same items.
+pub fn paired_p_value(first: &[f64], second: &[f64]) -> f64 {
+    debug_assert_eq!(first.len(), second.len(), "paired scores belong to the same items");
+    let count = |wanted: fn(f64, f64) -> bool| first.iter().zip(second).filter(|&(&a, &b)| wanted(a, b)).count();
+    mcnemar_exact(count(|a, b| a > b), count(|a, b| a < b))
+}
+
+/// 95 % percentile interval of the mean of `second - first`, by resampling items. `None` without items or resamples.
+pub fn paired_bootstrap(first: &[f64], second: &[f64], resamples: usize, random: &mut ChaCha8Rng) -> Option<[f64; 2]> {
+    debug_assert_eq!(first.len(), second.len(), "paired scores belong to the same items");
+    if first.is_empty() || resamples == 0 {
+        return None;
+    }
+    let differences: Vec<f64> = first.iter().zip(second).map(|(a, b)| b - a).collect();
+    let n = differences.len();
+    let mut means: Vec<f64> = (0..resamples)
+        .map(|_| (0..n).map(|_| differences[random.random_range(0..n)]).sum::<f64>() / n as f64)
+        .collect();
+    means.sort_by(f64::total_cmp);
+    let at = |quantile: f64| means[((resamples - 1) as f64 * quantile).round() as usize];
+    Some([at(0.025), at(0.975)])
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Result;
+
+    use super::*;
+    use crate::{evaluate::shared_fixtures, seed};
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-10 * b.abs()
+    }
+
+    #[test]
+    fn the_exact_test_equals_the_binomial_test() {
+        // Exact values: Python's fractions, min(1, 2 * sum(comb(n, k) for k in range(min(b, c) + 1)) / 2**n), which is
+        // what scipy.stats.binomtest(b, b + c, 0.5).pvalue computes.
+        for (b, c, p) in [
+            (0, 0, 1.0),
+            (1, 5, 0.21875),
+            (10, 10, 1.0),
+            (3, 18, 0.0014896392822265625),
+            (40, 65, 0.01874091540825805),
+            (5, 300, 6.639561688344555e-82),
+            (700, 900, 6.319484959450139e-07),
+        ] {
+            assert!(close(mcnemar_exact(b, c), p), "{b} {c}: {} instead of {p}", mcnemar_exact(b, c));
+            assert!(close(mcnemar_exact(c, b), p));
+        }
+    }
+
+    #[test]
+    fn agreements_do_not_matter_to_the_paired_test() {
+        let base = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0];
+        let tuned = [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0];
+        assert!(close(paired_p_value(&base, &tuned), 0.21875));
+        assert!(close(paired_p_value(&base[..6], &tuned[..6]), 0.21875));
+    }
+
+    #[test]
+    fn standard_error_is_that_of_a_sample() -> Result<()> {
+        let (mean, stderr) = mean_stderr(&[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]);
+        assert!(close(mean, 0.6) && close(stderr.expect("ten values"), 0.163_299_316_185_545_22));
+        assert_eq!(mean_stderr(&[1.0]), (1.0, None));
+        let Some(golden) = shared_fixtures::golden("scoring.json")? else { return Ok(()) };
+        let case = &golden["stderr"]["mean_stderr"];
+        let items: Vec<f64> = serde_json::from_value(case["items"].clone())?;
+        assert!(close(mean_stderr(&items).1.expect("several values"), case["value"].as_f64().expect("a number")));
+        Ok(())
+    }
+
+    #[test]
+    fn the_bootstrap_repeats_by_seed_and_covers_the_difference() {
+        let base: Vec<f64> = (0..200).map(|i| f64::from(u8::from(i % 4 == 0))).collect();
+        let tuned: Vec<f64> = (0..200).map(|i| f64::from(u8::from(i % 2 == 0))).collect();
+        let interval = |id: &str| {
+            paired_bootstrap(&base, &tuned, 2000, &mut seed::stream(1, "evaluate", id)).expect("there are items")
+        };
+        let [low, high] = interval("a");
+        assert_eq!(interval("a"), [low, high]);
+        // The difference is 0.25 with standard deviation sqrt(0.25 * 0.75 / 200) = 0.0306, so 0.25 +- 0.060.
+        assert!((low - 0.19).abs() < 0.015 && (high - 0.31).abs() < 0.015, "{low} {high}");
+        assert_eq!(paired_bootstrap(&[], &[], 10, &mut seed::stream(1, "evaluate", "a")), None);
+    }
+}

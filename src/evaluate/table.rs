@@ -1,0 +1,118 @@
+//! Scores as tables for people.
+
+use serde_json::Value;
+
+use super::compare::Comparison;
+
+/// Base and student side by side, in per cent; the difference is in percentage points.
+pub fn comparison(comparison: &Comparison, fewshot: usize) -> String {
+    let fewshot = format!("base {fewshot}-shot");
+    let header = ["task", "metric", "n", "base", &fewshot, "tuned", "difference", "p"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for row in &comparison.tasks {
+        rows.push(vec![
+            row.task.clone(),
+            row.metric.strip_suffix(",none").unwrap_or(&row.metric).to_owned(),
+            row.n.to_string(),
+            percent(row.base),
+            row.base_fewshot.map_or_else(|| "-".to_owned(), percent),
+            percent(row.tuned),
+            format!("{:+.1}", 100.0 * (row.tuned - row.base)),
+            if row.p_value < 0.001 { "<0.001".to_owned() } else { format!("{:.3}", row.p_value) },
+        ]);
+    }
+    let mut lines = align(&rows, 2);
+    lines.extend(comparison.skipped.iter().map(|skipped| format!("{} skipped: {}", skipped.task, skipped.reason)));
+    lines.join("\n")
+}
+
+/// One model's results file in the columns of lm-evaluation-harness.
+pub fn results(results: &Value) -> String {
+    let header = ["Tasks", "Version", "Filter", "n-shot", "Metric", "Value", "Stderr"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for (task, numbers) in results["results"].as_object().into_iter().flatten() {
+        for (key, value) in numbers.as_object().into_iter().flatten() {
+            let Some((metric, filter)) = key.split_once(',').filter(|(metric, _)| !metric.ends_with("_stderr")) else {
+                continue;
+            };
+            let stderr = &numbers[format!("{metric}_stderr,{filter}")];
+            rows.push(vec![
+                task.clone(),
+                results["versions"][task].to_string(),
+                filter.to_owned(),
+                results["n-shot"][task].to_string(),
+                metric.to_owned(),
+                four_decimals(value),
+                four_decimals(stderr),
+            ]);
+        }
+    }
+    align(&rows, 1).join("\n")
+}
+
+/// Pads columns to equal widths: the first `left` to the left, the others to the right.
+fn align(rows: &[Vec<String>], left: usize) -> Vec<String> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let pad = |(column, cell): (usize, &String)| {
+        let width = widths[column];
+        if column < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+    };
+    rows.iter()
+        .map(|row| row.iter().enumerate().map(pad).collect::<Vec<_>>().join("  ").trim_end().to_owned())
+        .collect()
+}
+
+fn percent(fraction: f64) -> String {
+    format!("{:.1}%", 100.0 * fraction)
+}
+
+fn four_decimals(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "N/A".to_owned(), |value| format!("{value:.4}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::{TaskComparison, Verdict, plan::SkippedTask};
+
+    #[test]
+    fn the_comparison_shows_percentages_and_the_difference_in_points() {
+        let row = TaskComparison {
+            task: "primer".into(),
+            metric: "exact_match,extract".into(),
+            base: 0.0413,
+            base_stderr: None,
+            base_fewshot: Some(0.1),
+            tuned: 0.75,
+            tuned_stderr: None,
+            p_value: 1e-9,
+            n: 590,
+            difference_ci95: None,
+        };
+        let whole = Comparison {
+            verdict: Verdict { task: "primer".into(), base: 0.0413, base_fewshot: None, tuned: 0.75, p_value: 1e-9 },
+            tasks: vec![row],
+            by_discipline: Vec::new(),
+            skipped: vec![SkippedTask { task: "gsm8k".into(), reason: "no file".into() }],
+        };
+        let expected = "task    metric                 n  base  base 3-shot  tuned  difference       p\n\
+                        primer  exact_match,extract  590  4.1%        10.0%  75.0%       +70.9  <0.001\n\
+                        gsm8k skipped: no file";
+        assert_eq!(comparison(&whole, 3), expected);
+    }
+
+    #[test]
+    fn the_results_have_one_row_per_metric_and_filter() {
+        let file = serde_json::json!({
+            "results": {"t": {"alias": "t", "acc,none": 0.5, "acc_stderr,none": "N/A", "acc_norm,none": 0.25}},
+            "versions": {"t": 1.0},
+            "n-shot": {"t": 0},
+        });
+        let expected = "Tasks  Version  Filter  n-shot    Metric   Value  Stderr\n\
+                        t          1.0    none       0       acc  0.5000     N/A\n\
+                        t          1.0    none       0  acc_norm  0.2500     N/A";
+        assert_eq!(results(&file), expected);
+    }
+}

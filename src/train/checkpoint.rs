@@ -1,0 +1,161 @@
+//! Checkpoints: everything that a run needs to go on, whole or not at all.
+//!
+//! `checkpoint-N/` holds `model.safetensors`, `optimizer.safetensors` (both f32) and `trainer_state.json` with the
+//! hashes of the two. It is written under another name and renamed when it is on disk. A checkpoint whose hashes do not
+//! match is passed over for the one before, with a warning.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor};
+use safetensors::{SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::optimizer::Optimizer;
+use crate::{
+    model::{Decoder, Weights},
+    records::{read_json, write_atomic, write_json},
+};
+
+/// `trainer_state.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// Optimizer steps taken.
+    pub global_step: usize,
+    /// Passes over the data so far.
+    pub epoch: f64,
+    /// Sum of the step losses since the start, for the mean.
+    pub loss_sum: f64,
+    /// Tokens seen.
+    pub num_input_tokens_seen: usize,
+    /// Hash of configuration and data: a checkpoint of another run is never taken up.
+    pub run_hash: String,
+    /// Hashes of the two weight files.
+    #[serde(default)]
+    pub file_hashes: HashMap<String, String>,
+}
+
+const FILES: [&str; 2] = ["model.safetensors", "optimizer.safetensors"];
+
+/// Writes `checkpoint-N` in `folder` and removes the oldest beyond `keep`.
+pub fn save(folder: &Path, model: &Decoder, optimizer: &Optimizer, state: &TrainerState, keep: usize) -> Result<()> {
+    let target = folder.join(format!("checkpoint-{}", state.global_step));
+    let partial = folder.join(format!(".checkpoint-{}.partial", state.global_step));
+    if partial.exists() {
+        fs::remove_dir_all(&partial).with_context(|| format!("cannot remove `{}`", partial.display()))?;
+    }
+    fs::create_dir_all(&partial).with_context(|| format!("cannot create `{}`", partial.display()))?;
+    let mut state = state.clone();
+    let contents: [&[(&str, &Tensor)]; 2] =
+        [&[("arena", &model.weights.arena)], &[("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)]];
+    for (name, tensors) in FILES.iter().zip(contents) {
+        let bytes = serialise(tensors)?;
+        state.file_hashes.insert((*name).to_owned(), blake3::hash(&bytes).to_hex().to_string());
+        write_atomic(&partial.join(name), &bytes)?;
+    }
+    write_json(&partial.join("trainer_state.json"), &state)?;
+    if target.exists() {
+        fs::remove_dir_all(&target).with_context(|| format!("cannot replace `{}`", target.display()))?;
+    }
+    fs::rename(&partial, &target).with_context(|| format!("cannot rename to `{}`", target.display()))?;
+    let found = list(folder)?;
+    for (_, path) in &found[..found.len().saturating_sub(keep.max(1))] {
+        fs::remove_dir_all(path).with_context(|| format!("cannot remove `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Takes up the newest whole checkpoint of this run, if there is one.
+pub fn resume(
+    folder: &Path,
+    model: &mut Decoder,
+    optimizer: &mut Optimizer,
+    run_hash: &str,
+) -> Result<Option<TrainerState>> {
+    for (_, path) in list(folder)?.into_iter().rev() {
+        match load(&path, model, optimizer, run_hash) {
+            Ok(Some(state)) => return Ok(Some(state)),
+            Ok(None) => {
+                tracing::warn!("`{}` belongs to another configuration or other data; passed over", path.display())
+            }
+            Err(error) => tracing::warn!("`{}` is damaged, trying the one before: {error:#}", path.display()),
+        }
+    }
+    Ok(None)
+}
+
+/// Removes all checkpoints.
+pub fn remove_all(folder: &Path) -> Result<()> {
+    for (_, path) in list(folder)? {
+        fs::remove_dir_all(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+fn load(path: &Path, model: &mut Decoder, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option<TrainerState>> {
+    let state: TrainerState = read_json(&path.join("trainer_state.json"))?;
+    if state.run_hash != run_hash {
+        return Ok(None);
+    }
+    let read = |name: &str| -> Result<Vec<u8>> {
+        let file = path.join(name);
+        let bytes = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+        if state.file_hashes.get(name).map(String::as_str) != Some(blake3::hash(&bytes).to_hex().as_str()) {
+            bail!("`{}` does not match its hash", file.display());
+        }
+        Ok(bytes)
+    };
+    let (weights, moments) = (read(FILES[0])?, read(FILES[1])?);
+    let len = model.layout.len;
+    let arena = values(&weights, "arena", len)?;
+    let (first, second) = (values(&moments, "exp_avg", len)?, values(&moments, "exp_avg_sq", len)?);
+    model.weights = Weights::new(&model.config, &model.layout, arena)?;
+    (optimizer.first, optimizer.second, optimizer.step) = (first, second, state.global_step);
+    Ok(Some(state))
+}
+
+/// Checkpoints in a folder, by step.
+fn list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list `{}`", folder.display()))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(step) = name.to_str().and_then(|name| name.strip_prefix("checkpoint-")?.parse().ok()) {
+            found.push((step, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn serialise(tensors: &[(&str, &Tensor)]) -> Result<Vec<u8>> {
+    let bytes: Vec<(&str, usize, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let values = glan_kernels::to_vec(tensor)?;
+            Ok((*name, values.len(), values.iter().flat_map(|value| value.to_le_bytes()).collect()))
+        })
+        .collect::<Result<_>>()?;
+    let views = bytes
+        .iter()
+        .map(|(name, len, bytes)| Ok((*name, TensorView::new(safetensors::Dtype::F32, vec![*len], bytes)?)))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(safetensors::serialize(views, None)?)
+}
+
+fn values(bytes: &[u8], name: &str, len: usize) -> Result<Tensor> {
+    let tensors = SafeTensors::deserialize(bytes)?;
+    let view = tensors.tensor(name)?;
+    if view.shape() != [len] {
+        bail!("`{name}` holds {:?} values, the model has {len}", view.shape());
+    }
+    let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+}

@@ -1,0 +1,94 @@
+//! The trained model as a Hugging Face directory, and what the run says of itself.
+
+use anyhow::{Result, bail};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::{Job, trainer::Prepared};
+use crate::{
+    config::TrainInit,
+    device::DtypeChoice,
+    model::{Decoder, export},
+    records::{write_atomic, write_json},
+    tokenizer::Tokenizer,
+};
+
+/// `train_results.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainResults {
+    /// Optimizer steps.
+    pub global_step: usize,
+    /// Passes over the rows.
+    pub epoch: f64,
+    /// Mean over the steps.
+    pub train_loss: f64,
+    /// On the validation rows, at the end.
+    pub eval_loss: Option<f64>,
+    /// Rows trained on.
+    pub num_rows: usize,
+    /// Rows cut at the longest length.
+    pub num_truncated: usize,
+    /// Rows left out because nothing in them is trained.
+    pub num_without_target: usize,
+    /// Tokens of all steps.
+    pub num_input_tokens_seen: usize,
+    /// Hash of model, data and settings.
+    pub run_hash: String,
+}
+
+/// Writes `student/` and `train_results.json`; the student is loaded again and compared before this says done.
+pub fn write(job: &Job, prepared: &Prepared, results: &TrainResults) -> Result<()> {
+    let folder = job.output.join("student");
+    let dtype = weight_type(&prepared.model);
+    let mut eos: Vec<u32> = Vec::new();
+    let end_of_turn = prepared.template.as_ref().and_then(|template| template.end_of_turn_token(&prepared.tokenizer));
+    let end_of_turn = end_of_turn.filter(|_| prepared.data.has_messages);
+    for id in end_of_turn.into_iter().chain(prepared.model.config.eos_token_ids.iter().copied()) {
+        if !eos.contains(&id) {
+            eos.push(id);
+        }
+    }
+    Tokenizer::copy_files(&prepared.directory, &folder)?;
+    if let Some(template) = prepared.template.as_ref().filter(|_| prepared.data.has_messages) {
+        write_atomic(&folder.join("chat_template.jinja"), template.source().as_bytes())?;
+    }
+    write_atomic(&folder.join("README.md"), model_card(job, results).as_bytes())?;
+    export(&prepared.model, &folder, dtype, &eos)?;
+    let again = Decoder::load(&folder, &candle_core::Device::Cpu, DtypeChoice::F32)?;
+    let (written, trained) =
+        (glan_kernels::to_vec(&again.weights.arena)?, glan_kernels::to_vec(&prepared.model.weights.arena)?);
+    let round = |value: f32| if dtype == Dtype::F32 { value } else { half::bf16::from_f32(value).to_f32() };
+    if written.iter().zip(&trained).any(|(written, trained)| *written != round(*trained)) {
+        bail!("`{}` does not hold the trained weights when loaded again", folder.display());
+    }
+    write_json(&job.output.join("train_results.json"), results)
+}
+
+/// The type that the student's own checkpoint has.
+fn weight_type(model: &Decoder) -> Dtype {
+    let named = ["torch_dtype", "dtype"].iter().find_map(|key| model.config.raw.get(*key)?.as_str());
+    if named == Some("bfloat16") { Dtype::BF16 } else { Dtype::F32 }
+}
+
+fn model_card(job: &Job, results: &TrainResults) -> String {
+    let settings = &job.config.train;
+    let base = match settings.init {
+        TrainInit::Checkpoint => format!("base_model: {}\n", job.model.model),
+        TrainInit::Random => String::new(),
+    };
+    let eval_loss = results.eval_loss.map_or_else(|| "not measured".to_owned(), |loss| format!("{loss:.4}"));
+    format!(
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}tags: [glan, synthetic]\n---\n\n\
+         # A student trained by glan {}\n\n\
+         Full fine-tuning on {} rows, {:.2} epochs, {} steps of {} conversations, peak learning rate {:e}, seed {}.\n\n\
+         Mean training loss {:.4}, validation loss {eval_loss}.\n",
+        env!("CARGO_PKG_VERSION"),
+        results.num_rows,
+        results.epoch,
+        results.global_step,
+        settings.train_batch_size,
+        settings.learning_rate,
+        job.config.seed,
+        results.train_loss,
+    )
+}

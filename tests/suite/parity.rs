@@ -1,0 +1,268 @@
+//! The decoder against transformers (fixtures of `scripts/make_fixtures.py`, see their PROVENANCE.md), and against
+//! itself bit for bit.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+use glan::{
+    config::{LrSchedule, TrainConfig},
+    device::DtypeChoice,
+    model::{Decoder, KvCache, Microbatch, PagedBatch, PagedSequence, Weights, evaluate_loss, loss_and_gradients},
+    train::{Optimizer, Schedule},
+};
+use serde::Deserialize;
+
+use crate::tolerance;
+
+const FAMILIES: [&str; 8] =
+    ["llama", "llama3", "llama_sharded", "llama_bf16", "mistral", "mistral_sliding", "qwen2", "qwen3"];
+
+#[derive(Deserialize)]
+struct Expected {
+    prompts: Vec<Vec<u32>>,
+    logits: Vec<Vec<Vec<f32>>>,
+    greedy: Vec<Vec<u32>>,
+    score: Vec<ExpectedScore>,
+    eos_token_ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct ExpectedScore {
+    context_ids: Vec<u32>,
+    continuation_ids: Vec<u32>,
+    token_logprobs: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct TrainExpected {
+    sequences: Vec<Sequence>,
+    num_trained_tokens: usize,
+    optimizer: OptimizerSettings,
+    steps: Vec<Step>,
+    final_loss: f64,
+    parameters_after: std::collections::BTreeMap<String, After>,
+}
+
+#[derive(Deserialize)]
+struct Sequence {
+    input_ids: Vec<u32>,
+    labels: Vec<i64>,
+}
+
+#[derive(Deserialize)]
+struct OptimizerSettings {
+    base_lr: f64,
+    warmup_steps: usize,
+    total_steps: usize,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    max_grad_norm: f64,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    lr: f64,
+    loss: f64,
+    grad_norm: f64,
+}
+
+#[derive(Deserialize)]
+struct After {
+    l2: f64,
+}
+
+fn fixture(family: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(family)
+}
+
+fn load(family: &str) -> Decoder {
+    Decoder::load(&fixture(family), &Device::Cpu, DtypeChoice::F32).unwrap()
+}
+
+fn read<T: for<'a> Deserialize<'a>>(family: &str, file: &str) -> T {
+    glan::records::read_json(&fixture(family).join(file)).unwrap()
+}
+
+/// Runs `tokens` from position `start` on through one sequence's cache; logits of all rows.
+fn step(model: &Decoder, cache: &mut KvCache, tokens: &[u32], start: usize) -> Vec<Vec<f32>> {
+    let end = start + tokens.len();
+    // A scattered table: block i of the sequence is block 7i mod P of the pool.
+    let table: Vec<u32> = (0..end.div_ceil(cache.block_size)).map(|i| (i * 7 % cache.num_blocks) as u32).collect();
+    let slot = |position: usize| {
+        table[position / cache.block_size] * cache.block_size as u32 + (position % cache.block_size) as u32
+    };
+    let batch = PagedBatch {
+        token_ids: tokens.to_vec(),
+        positions: (start as u32..end as u32).collect(),
+        slot_mapping: (start..end).map(slot).collect(),
+        sequences: vec![PagedSequence { query_len: tokens.len(), context_len: end, block_table: table.clone() }],
+        logit_rows: (0..tokens.len() as u32).collect(),
+    };
+    let logits = model.forward_paged(&batch, cache).unwrap();
+    logits.chunks(model.config.vocab_size).map(<[f32]>::to_vec).collect()
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, value) in logits.iter().enumerate() {
+        if *value > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+#[test]
+fn logits_and_greedy_continuations_equal_transformers() {
+    for family in FAMILIES {
+        let (model, expected): (_, Expected) = (load(family), read(family, "expected.json"));
+        let mut eos = model.config.eos_token_ids.clone();
+        eos.sort_unstable();
+        assert_eq!(eos, expected.eos_token_ids, "{family}");
+        for ((prompt, logits), greedy) in expected.prompts.iter().zip(&expected.logits).zip(&expected.greedy) {
+            let mut cache = model.kv_cache(16, 8).unwrap();
+            let got = step(&model, &mut cache, prompt, 0);
+            for (got, expected) in got[got.len() - logits.len()..].iter().zip(logits) {
+                tolerance::close(family, got, expected, tolerance::LOGITS);
+            }
+            let mut next = argmax(got.last().unwrap());
+            for (i, expected) in greedy.iter().enumerate() {
+                assert_eq!(next, *expected, "{family}: token {i}");
+                next = argmax(&step(&model, &mut cache, &[next], prompt.len() + i)[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_equal_transformers_in_the_packed_form_too() {
+    for family in FAMILIES {
+        let (model, expected): (_, Expected) = (load(family), read(family, "expected.json"));
+        for score in &expected.score {
+            let tokens = [&score.context_ids[..], &score.continuation_ids[..]].concat();
+            let trained: Vec<bool> = (0..tokens.len()).map(|i| i >= score.context_ids.len()).collect();
+            let mut batch = Microbatch::default();
+            // A neighbour in the same pack must not be seen.
+            batch.push(&[5, 6, 7], &[false; 3]);
+            batch.push(&tokens, &trained);
+            let sum: f64 = score.token_logprobs.iter().sum();
+            let got = -evaluate_loss(&model, &batch).unwrap();
+            assert!((got - sum).abs() < 1e-4 * sum.abs().max(1.0), "{family}: {got} against {sum}");
+        }
+    }
+}
+
+#[test]
+fn a_rows_logits_have_the_same_bits_at_any_number_of_rows_and_any_cut_of_the_prompt() {
+    for family in FAMILIES {
+        let model = load(family);
+        let tokens: Vec<u32> = (0..31).map(|i| (i * 13 + 5) % 90).collect();
+        let bits = |rows: Vec<Vec<f32>>| -> Vec<Vec<u32>> {
+            rows.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
+        };
+        let whole = bits(step(&model, &mut model.kv_cache(16, 8).unwrap(), &tokens, 0));
+        for cut in [1, 2, 3, 8, 31] {
+            let mut cache = model.kv_cache(16, 8).unwrap();
+            for (chunk, expected) in tokens.chunks(cut).zip(whole.chunks(cut)) {
+                let start = tokens.len() - (tokens.len() - (chunk.as_ptr() as usize - tokens.as_ptr() as usize) / 4);
+                assert_eq!(bits(step(&model, &mut cache, chunk, start)), expected, "{family}: cut every {cut}");
+            }
+        }
+    }
+}
+
+fn training_batch(expected: &TrainExpected) -> Microbatch {
+    let mut batch = Microbatch::default();
+    for sequence in &expected.sequences {
+        let trained: Vec<bool> = sequence.labels.iter().map(|label| *label >= 0).collect();
+        batch.push(&sequence.input_ids, &trained);
+    }
+    assert_eq!(batch.targets.len(), expected.num_trained_tokens);
+    batch
+}
+
+fn zero_gradients(model: &Decoder) -> Weights {
+    let arena = Tensor::zeros(model.layout.len, DType::F32, &Device::Cpu).unwrap();
+    Weights::new(&model.config, &model.layout, arena).unwrap()
+}
+
+#[test]
+fn loss_and_every_gradient_equal_pytorch_and_reach_every_parameter() {
+    for family in ["llama", "qwen2", "qwen3"] {
+        let (model, expected): (_, TrainExpected) = (load(family), read(family, "train_expected.json"));
+        let batch = training_batch(&expected);
+        let gradients = zero_gradients(&model);
+        let loss = loss_and_gradients(&model, &batch, 1.0 / expected.num_trained_tokens as f64, &gradients).unwrap();
+        assert!((loss - expected.steps[0].loss).abs() < 1e-5, "{family}: {loss} against {}", expected.steps[0].loss);
+        let file = std::fs::read(fixture(family).join("gradients.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let got = glan_kernels::to_vec(&gradients.arena).unwrap();
+        for tensor in model.layout.tensors.iter() {
+            let got = &got[tensor.offset..tensor.offset + tensor.len()];
+            assert!(got.iter().any(|value| *value != 0.0), "{family}: no gradient reaches {}", tensor.name);
+            let view = file.tensor(&tensor.name).unwrap();
+            let expected: Vec<f32> =
+                view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
+            tolerance::close_relative(&format!("{family} {}", tensor.name), got, &expected, tolerance::GRADIENT);
+        }
+    }
+}
+
+#[test]
+fn packed_and_accumulated_batches_give_the_gradients_of_the_whole() {
+    let (model, expected): (_, TrainExpected) = (load("qwen3"), read("qwen3", "train_expected.json"));
+    let weight = 1.0 / expected.num_trained_tokens as f64;
+    let (whole, parts) = (zero_gradients(&model), zero_gradients(&model));
+    let loss = loss_and_gradients(&model, &training_batch(&expected), weight, &whole).unwrap();
+    let mut sum = 0.0;
+    for sequence in &expected.sequences {
+        let mut batch = Microbatch::default();
+        let trained: Vec<bool> = sequence.labels.iter().map(|label| *label >= 0).collect();
+        batch.push(&sequence.input_ids, &trained);
+        sum += loss_and_gradients(&model, &batch, weight, &parts).unwrap();
+    }
+    assert!((loss - sum).abs() < 1e-6);
+    let (whole, parts) = (glan_kernels::to_vec(&whole.arena).unwrap(), glan_kernels::to_vec(&parts.arena).unwrap());
+    tolerance::close_relative("accumulated", &parts, &whole, 1e-5);
+}
+
+#[test]
+fn ten_adamw_steps_equal_pytorch() {
+    for family in ["llama", "qwen2", "qwen3"] {
+        let (model, expected): (_, TrainExpected) = (load(family), read(family, "train_expected.json"));
+        let settings = &expected.optimizer;
+        let config = TrainConfig {
+            learning_rate: settings.base_lr,
+            lr_scheduler_type: LrSchedule::Cosine,
+            warmup_steps: settings.warmup_steps,
+            adam_beta1: settings.beta1,
+            adam_beta2: settings.beta2,
+            adam_epsilon: settings.eps,
+            weight_decay: settings.weight_decay,
+            max_grad_norm: settings.max_grad_norm,
+            ..TrainConfig::default()
+        };
+        let schedule = Schedule::new(&config, settings.total_steps);
+        let mut optimizer = Optimizer::new(&model).unwrap();
+        let batch = training_batch(&expected);
+        let weight = 1.0 / expected.num_trained_tokens as f64;
+        for (i, step) in expected.steps.iter().enumerate() {
+            let loss = loss_and_gradients(&model, &batch, weight, &optimizer.gradients).unwrap();
+            assert!((loss - step.loss).abs() < 1e-4, "{family} step {i}: loss {loss} against {}", step.loss);
+            assert!((schedule.learning_rate(i) - step.lr).abs() < 1e-12);
+            let norm = optimizer.update(&model, &config, step.lr).unwrap();
+            assert!((norm / step.grad_norm - 1.0).abs() < 1e-3, "{family} step {i}: {norm} against {}", step.grad_norm);
+        }
+        let last = evaluate_loss(&model, &batch).unwrap() * weight;
+        assert!((last - expected.final_loss).abs() < 1e-3, "{family}: {last} against {}", expected.final_loss);
+        let values = glan_kernels::to_vec(&model.weights.arena).unwrap();
+        for tensor in model.layout.tensors.iter() {
+            let part = &values[tensor.offset..tensor.offset + tensor.len()];
+            let norm = part.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+            let expected = expected.parameters_after[&tensor.name].l2;
+            assert!((norm / expected - 1.0).abs() < 1e-3, "{family} {}: {norm} against {expected}", tensor.name);
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! How close is close enough, with the reasons. NaN never passes.
+
+/// Logits against transformers in f32: sums of a few hundred products in another order; the fixtures' own f32-to-f64
+/// difference is up to 2.6e-5 at values of up to 8.
+pub const LOGITS: f32 = 1e-4;
+
+/// Gradients against PyTorch, relative L2 norm: f32 against f64 differ by up to 3.2e-6 there.
+pub const GRADIENT: f64 = 1e-4;
+
+/// Every element within `tolerance`.
+pub fn close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got - expected).abs() <= tolerance, "{what}: element {i} is {got}, expected {expected}");
+    }
+}
+
+/// Relative L2 norm of the difference within `tolerance`, and no element off by more than 1 % of the largest.
+pub fn close_relative(what: &str, got: &[f32], expected: &[f32], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let scale = norm(&mut expected.iter().map(|value| f64::from(*value)));
+    let error = norm(&mut got.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+    assert!(error <= tolerance * scale, "{what}: relative error {}", error / scale);
+    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    for (got, expected) in got.iter().zip(expected) {
+        assert!((got - expected).abs() <= 0.01 * largest, "{what}: {got} against {expected}");
+    }
+}
