@@ -32,7 +32,8 @@ pub struct ModelRunner {
 }
 
 impl ModelRunner {
-    /// Makes the cache, once and for all: see [`num_cache_blocks`].
+    /// Makes the cache, once and for all: room for every seat at full length within a quarter of the memory, and always
+    /// for one whole sequence.
     pub fn new(decoder: Decoder, config: &EngineConfig, max_model_len: usize) -> Result<Self> {
         let block_bytes = cache_token_bytes(&decoder.config) * config.block_size;
         let num_blocks = num_cache_blocks(config, max_model_len, block_bytes, cache_budget_bytes());
