@@ -1,8 +1,75 @@
-//! Finds a model that is named by directory or as `org/name` in the Hugging Face cache. Never opens a socket.
+//! Finds a model that is named by directory or as `org/name` in the Hugging Face cache, and says which one it is.
+//! Never opens a socket.
 
-use std::path::PathBuf;
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+
+use crate::error::usage;
+
+/// The environment variables of the Hugging Face ecosystem that this program reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HubEnvironment {
+    /// `HF_HUB_CACHE`: the cache itself.
+    pub hub_cache: Option<PathBuf>,
+    /// `HF_HOME`: the cache is `hub` in it, and the access token `token`.
+    pub hf_home: Option<PathBuf>,
+    /// `XDG_CACHE_HOME`: `huggingface/hub` in it.
+    pub xdg_cache_home: Option<PathBuf>,
+    /// The user's home: `.cache/huggingface/hub` in it.
+    pub home: Option<PathBuf>,
+    /// `HF_ENDPOINT`: the hub's address.
+    pub endpoint: Option<String>,
+    /// `HF_TOKEN`: access token.
+    pub token: Option<String>,
+    /// `HF_HUB_OFFLINE`: nothing may be downloaded.
+    pub offline: bool,
+}
+
+impl HubEnvironment {
+    /// What the process was started with. An empty variable counts as unset.
+    pub fn from_process() -> Self {
+        let set = |name: &str| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
+        let path = |name: &str| set(name).map(PathBuf::from);
+        let text = |name: &str| set(name).and_then(|value| value.into_string().ok());
+        Self {
+            hub_cache: path("HF_HUB_CACHE"),
+            hf_home: path("HF_HOME"),
+            xdg_cache_home: path("XDG_CACHE_HOME"),
+            home: std::env::home_dir(),
+            endpoint: text("HF_ENDPOINT"),
+            token: text("HF_TOKEN"),
+            // The words that huggingface_hub takes for true.
+            offline: text("HF_HUB_OFFLINE")
+                .is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE")),
+        }
+    }
+
+    /// Hugging Face's folder, in which the cache and the access token lie.
+    fn hugging_face_home(&self) -> Option<PathBuf> {
+        let cache = || self.xdg_cache_home.clone().or_else(|| Some(self.home.as_ref()?.join(".cache")));
+        self.hf_home.clone().or_else(|| Some(cache()?.join("huggingface")))
+    }
+
+    /// The folder of the cache.
+    pub fn cache(&self) -> Option<PathBuf> {
+        self.hub_cache.clone().or_else(|| Some(self.hugging_face_home()?.join("hub")))
+    }
+
+    /// The access token: `HF_TOKEN`, else the file that `hf auth login` writes.
+    pub fn access_token(&self) -> Option<String> {
+        let text = match &self.token {
+            Some(token) => token.clone(),
+            None => fs::read_to_string(self.hugging_face_home()?.join("token")).ok()?,
+        };
+        Some(text.trim().to_owned()).filter(|token| !token.is_empty())
+    }
+}
 
 /// The directory of a model.
 ///
@@ -11,6 +78,217 @@ use anyhow::Result;
 ///
 /// **Errors**: usage, naming every place looked at and `glan fetch`.
 pub fn resolve(name: &str) -> Result<PathBuf> {
-    let path = PathBuf::from(name);
-    if path.is_dir() { Ok(path) } else { Err(crate::error::usage(format!("no model `{name}`"))) }
+    resolve_in(name, &HubEnvironment::from_process())
+}
+
+/// [`resolve`] in a given environment.
+pub fn resolve_in(name: &str, environment: &HubEnvironment) -> Result<PathBuf> {
+    if name.is_empty() {
+        return Err(usage("no model is named: give a directory or `org/name`"));
+    }
+    let directory = PathBuf::from(name);
+    if directory.is_dir() {
+        return Ok(directory);
+    }
+    let mut places = vec![format!("directory `{name}`")];
+    let advice = if is_repository(name) {
+        match environment.cache().map(|cache| cache.join(repository_folder(name))) {
+            Some(folder) => match snapshot(&folder) {
+                Ok(found) => return Ok(found),
+                Err(place) => places.push(place),
+            },
+            None => places.push("no Hugging Face cache: neither `HF_HOME` nor a home directory is set".into()),
+        }
+        format!("download it with `glan fetch {name}`, or give the directory that holds its `config.json`")
+    } else {
+        "give the directory that holds its `config.json`, or `org/name` of a model on the hub (`glan fetch org/name` \
+         downloads it)"
+            .to_owned()
+    };
+    Err(usage(format!("no model `{name}`; looked for {}; {advice}", places.join(" and "))))
+}
+
+/// Whether a name has the form `org/name`.
+pub fn is_repository(name: &str) -> bool {
+    let is_part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|character| character.is_ascii_alphanumeric() || "-_.".contains(character))
+    };
+    name.split_once('/').is_some_and(|(organisation, model)| is_part(organisation) && is_part(model))
+}
+
+/// The folder of a model in the cache.
+fn repository_folder(name: &str) -> String {
+    format!("models--{}", name.replace('/', "--"))
+}
+
+/// The snapshot that `refs/main` names, or the only one there is; else what was looked for.
+fn snapshot(folder: &Path) -> Result<PathBuf, String> {
+    let snapshots = folder.join("snapshots");
+    let commit = fs::read_to_string(folder.join("refs/main")).unwrap_or_default();
+    let commit = commit.trim();
+    if !commit.is_empty() {
+        let named = snapshots.join(commit);
+        return if named.is_dir() { Ok(named) } else { Err(format!("snapshot `{}`", named.display())) };
+    }
+    let mut found: Vec<PathBuf> = fs::read_dir(&snapshots)
+        .map(|entries| entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
+        .unwrap_or_default();
+    match found.len() {
+        0 => Err(format!("cache folder `{}`", folder.display())),
+        1 => Ok(found.remove(0)),
+        several => Err(format!(
+            "`{}`, which is missing while there are {several} snapshots",
+            folder.join("refs/main").display()
+        )),
+    }
+}
+
+/// A model's weight files in the order of their names: its safetensors files, else its GGUF file.
+pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot read folder `{}`", directory.display()))?;
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in entries {
+        paths.push(entry.with_context(|| format!("cannot read folder `{}`", directory.display()))?.path());
+    }
+    paths.retain(|path| path.is_file());
+    paths.sort();
+    let with_extension = |extension: &str| -> Vec<PathBuf> {
+        paths.iter().filter(|path| path.extension().is_some_and(|found| found == extension)).cloned().collect()
+    };
+    let safetensors = with_extension("safetensors");
+    Ok(if safetensors.is_empty() { with_extension("gguf") } else { safetensors })
+}
+
+/// Which model a directory holds: 16 hexadecimal digits of a BLAKE3 hash over the names and bytes of `config.json` and
+/// of every weight file.
+///
+/// **Errors**: neither a configuration nor weights, or a file that cannot be read.
+pub fn hash_model(directory: &Path) -> Result<String> {
+    let mut files = vec![directory.join("config.json")];
+    files.retain(|path| path.is_file());
+    files.extend(weight_files(directory)?);
+    if files.is_empty() {
+        bail!("`{}` holds neither `config.json` nor weights", directory.display());
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    for path in files {
+        let unreadable = || format!("cannot read `{}`", path.display());
+        let name = path.file_name().expect("a listed file has a name").to_string_lossy().into_owned();
+        let mut file = File::open(&path).with_context(unreadable)?;
+        // Lengths go first, so that bytes cannot move from one file to the next unnoticed.
+        hasher.update(&(name.len() as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        hasher.update(&file.metadata().with_context(unreadable)?.len().to_le_bytes());
+        loop {
+            match file.read(&mut buffer).with_context(unreadable)? {
+                0 => break,
+                read => hasher.update(&buffer[..read]),
+            };
+        }
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn the_cache_is_found_by_the_variables_in_their_order() {
+        let mut environment = HubEnvironment { home: Some("/home/a".into()), ..HubEnvironment::default() };
+        assert_eq!(environment.cache().unwrap(), Path::new("/home/a/.cache/huggingface/hub"));
+        environment.xdg_cache_home = Some("/xdg".into());
+        assert_eq!(environment.cache().unwrap(), Path::new("/xdg/huggingface/hub"));
+        environment.hf_home = Some("/hf".into());
+        assert_eq!(environment.cache().unwrap(), Path::new("/hf/hub"));
+        environment.hub_cache = Some("/hub".into());
+        assert_eq!(environment.cache().unwrap(), Path::new("/hub"));
+        assert_eq!(HubEnvironment::default().cache(), None);
+    }
+
+    #[test]
+    fn a_repository_resolves_to_the_snapshot_of_main_or_to_the_only_one() {
+        let hub = tempfile::tempdir().unwrap();
+        let environment = HubEnvironment { hub_cache: Some(hub.path().to_owned()), ..HubEnvironment::default() };
+        let folder = hub.path().join("models--org--a.b-1");
+        write(&folder.join("snapshots/one/config.json"), "{}");
+        assert_eq!(resolve_in("org/a.b-1", &environment).unwrap(), folder.join("snapshots/one"));
+        write(&folder.join("snapshots/two/config.json"), "{}");
+        let error = resolve_in("org/a.b-1", &environment).expect_err("two snapshots and no name");
+        assert!(error.to_string().contains("2 snapshots"), "{error}");
+        write(&folder.join("refs/main"), "two\n");
+        assert_eq!(resolve_in("org/a.b-1", &environment).unwrap(), folder.join("snapshots/two"));
+        write(&folder.join("refs/main"), "gone");
+        let error = resolve_in("org/a.b-1", &environment).expect_err("the snapshot is gone");
+        assert!(error.to_string().contains("snapshots/gone"), "{error}");
+    }
+
+    #[test]
+    fn a_model_that_is_nowhere_is_a_usage_error_that_names_the_places() {
+        let hub = tempfile::tempdir().unwrap();
+        let environment = HubEnvironment { hub_cache: Some(hub.path().to_owned()), ..HubEnvironment::default() };
+        let error = resolve_in("org/name", &environment).expect_err("it is not there");
+        assert_eq!(crate::error::exit_code(&error), 2);
+        for part in ["directory `org/name`", "models--org--name", "`glan fetch org/name`"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let error = resolve_in("no/such/folder", &environment).expect_err("it is not there");
+        assert!(!error.to_string().contains("models--"), "{error}");
+        assert!(resolve_in("", &environment).is_err());
+        let error = resolve_in("org/name", &HubEnvironment::default()).expect_err("there is no cache");
+        assert!(error.to_string().contains("HF_HOME"), "{error}");
+        assert_eq!(resolve_in(hub.path().to_str().unwrap(), &environment).unwrap(), hub.path());
+    }
+
+    #[test]
+    fn repository_names_have_two_plain_parts() {
+        for name in ["org/name", "HuggingFaceTB/SmolLM2-135M_x.y"] {
+            assert!(is_repository(name), "{name}");
+        }
+        for name in ["name", "a/b/c", "../name", "./name", "/name", "org/", "org/na me", "org/..", "~/model"] {
+            assert!(!is_repository(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_hash_depends_on_names_and_bytes_of_configuration_and_weights() {
+        let folder = tempfile::tempdir().unwrap();
+        let hash = || hash_model(folder.path()).unwrap();
+        assert!(hash_model(folder.path()).is_err());
+        write(&folder.path().join("config.json"), "{}");
+        write(&folder.path().join("model-1.safetensors"), "ab");
+        write(&folder.path().join("model-2.safetensors"), "c");
+        let first = hash();
+        assert_eq!(first.len(), 16);
+        write(&folder.path().join("README.md"), "not part of the model");
+        assert_eq!(hash(), first);
+        write(&folder.path().join("model-1.safetensors"), "a");
+        write(&folder.path().join("model-2.safetensors"), "bc");
+        let moved = hash();
+        assert_ne!(moved, first);
+        fs::rename(folder.path().join("model-2.safetensors"), folder.path().join("model-3.safetensors")).unwrap();
+        assert_ne!(hash(), moved);
+        write(&folder.path().join("config.json"), "{ }");
+        assert_ne!(hash(), first);
+    }
+
+    #[test]
+    fn the_access_token_is_the_variable_before_the_file() {
+        let home = tempfile::tempdir().unwrap();
+        let mut environment = HubEnvironment { hf_home: Some(home.path().to_owned()), ..HubEnvironment::default() };
+        assert_eq!(environment.access_token(), None);
+        write(&home.path().join("token"), "from-file\n");
+        assert_eq!(environment.access_token().as_deref(), Some("from-file"));
+        environment.token = Some("from-variable".into());
+        assert_eq!(environment.access_token().as_deref(), Some("from-variable"));
+    }
 }

@@ -37,12 +37,27 @@ const STAGE_KEYS: [(&str, &[&str]); 4] = [
     ("evaluate", &["evaluate."]),
 ];
 
+/// Of those, what only says when to give up. It changes no record, and whoever was stopped by it may lower it and go on.
+const THRESHOLDS: [&str; 1] = ["generate.min_yield"];
+
 /// An open run directory. No other process can open it while a clone of this lives.
 #[derive(Debug, Clone)]
 pub struct RunDir {
     root: PathBuf,
-    /// `None` where the file system has no locks. The operating system drops the lock with the process, however it ends.
-    _lock: Option<Arc<File>>,
+    /// `None` where the file system has no locks.
+    _lock: Option<Arc<Lock>>,
+}
+
+/// The exclusive lock on `run.lock`. The operating system drops it with the process, however that ends.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Emptied, so that finished directories of equal runs are equal, byte for byte. The file stays: removing it
+        // would let two processes hold two locks of the same name.
+        let _ = self.0.set_len(0);
+    }
 }
 
 impl RunDir {
@@ -86,7 +101,7 @@ impl RunDir {
 }
 
 /// Takes the directory's lock, and leaves this process's number in it for the message that others get.
-fn lock(root: &Path) -> Result<Option<Arc<File>>> {
+fn lock(root: &Path) -> Result<Option<Arc<Lock>>> {
     let path = root.join("run.lock");
     let mut file = File::options()
         .read(true)
@@ -99,7 +114,7 @@ fn lock(root: &Path) -> Result<Option<Arc<File>>> {
         Ok(()) => {
             // The number is a courtesy: a full disk will say so where it matters.
             let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
-            Ok(Some(Arc::new(file)))
+            Ok(Some(Arc::new(Lock(file))))
         }
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
@@ -138,8 +153,10 @@ fn check_unchanged(root: &Path, path: &Path, config: &Config) -> Result<()> {
     let (saved, asked) = (saved.entries()?, config.entries()?);
     // The files of the last stage with output depend on the keys of all stages up to it.
     let keys: Vec<&str> = STAGE_KEYS[..=last].iter().flat_map(|(_, keys)| *keys).copied().collect();
-    let matters =
-        |key: &str| keys.iter().any(|prefix| key == *prefix || prefix.ends_with('.') && key.starts_with(prefix));
+    let matters = |key: &str| {
+        !THRESHOLDS.contains(&key)
+            && keys.iter().any(|prefix| key == *prefix || prefix.ends_with('.') && key.starts_with(prefix))
+    };
     let differing: Vec<String> = asked
         .iter()
         .filter(|(key, _)| matters(key))
@@ -157,8 +174,8 @@ fn check_unchanged(root: &Path, path: &Path, config: &Config) -> Result<()> {
     let stages: Vec<&str> =
         STAGE_KEYS.iter().zip(&finished).filter(|(_, has_output)| **has_output).map(|((stage, _), _)| *stage).collect();
     Err(usage(format!(
-        "the run directory `{}` already holds files of {} made under another configuration: {}; choose another --run-dir \
-         or go back to the old values, which are in `{}`",
+        "the run directory `{}` already holds files of {} made under another configuration: {}; choose another \
+         --run-dir or go back to the old values, which are in `{}`",
         root.display(),
         stages.join(", "),
         differing.join(", "),
@@ -223,7 +240,9 @@ mod tests {
         let error = RunDir::open(folder.path(), &Config::default()).expect_err("the lock is held");
         let message = format!("{error:#}");
         assert!(message.contains("another glan") && message.contains("--run-dir"), "{message}");
+        assert!(message.contains(&std::process::id().to_string()), "{message}");
         drop(clone);
+        assert_eq!(fs::read(folder.path().join("run.lock"))?, b"");
         RunDir::open(folder.path(), &Config::default())?;
         Ok(())
     }
@@ -237,6 +256,7 @@ mod tests {
             (&["generate/answers.jsonl"], "generate.num_questions=5", true),
             (&["generate/answers.jsonl"], "generate.answer.top_p=0.5", true),
             (&["generate/answers.jsonl"], "teacher.model=other", true),
+            (&["generate/answers.jsonl"], "generate.min_yield=0.01", false),
             (&["generate/answers.jsonl"], "student.model=other", false),
             (&["generate/answers.jsonl"], "curate.decontaminate=false", false),
             (&["generate/answers.jsonl"], "evaluate.data_dir=other", false),

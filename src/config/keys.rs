@@ -41,6 +41,14 @@ fn check_table(given: &DeTable, known: &Table, root: &Table, path: &mut Vec<Stri
     }
 }
 
+/// The dotted key whose value stands at a byte offset of the file.
+pub(super) fn key_at(parsed: &DeTable, offset: usize) -> Option<String> {
+    parsed.iter().find_map(|(key, value)| match value.get_ref() {
+        DeValue::Table(inner) => key_at(inner, offset).map(|rest| format!("{}.{rest}", key.get_ref())),
+        _ => value.span().contains(&offset).then(|| key.get_ref().to_string()),
+    })
+}
+
 /// The default value of a dotted key.
 ///
 /// **Errors**: the message for a key that does not exist or names a table.

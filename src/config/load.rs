@@ -36,19 +36,40 @@ pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Config> {
 /// Parses and checks one file by itself, so that every message can name a line.
 fn parse_file(name: &str, text: &str, known: &Table) -> Result<Table> {
     let at = |offset: usize| format!("`{name}` line {}", line_number(text, offset));
-    let failed = |error: &toml::de::Error| {
-        let place = error.span().map_or_else(|| format!("`{name}`"), |span| at(span.start));
-        usage(format!("{place}: {}", error.message().trim_end_matches('.').replace('\n', ", ")))
-    };
-    let parsed = DeTable::parse(text).map_err(|error| failed(&error))?;
+    let place = |error: &toml::de::Error| error.span().map_or_else(|| format!("`{name}`"), |span| at(span.start));
+    let parsed =
+        DeTable::parse(text).map_err(|error| usage(format!("{}: {}", place(&error), in_plain_words(&error))))?;
     let errors = keys::check_keys(parsed.get_ref(), known);
     if !errors.is_empty() {
         let lines: Vec<_> = errors.iter().map(|error| format!("{}: {}", at(error.offset), error.message)).collect();
         return Err(usage(lines.join("\n")));
     }
+    let wrong_type = |error: toml::de::Error| {
+        let key = error.span().and_then(|span| keys::key_at(parsed.get_ref(), span.start));
+        let key = key.map_or_else(String::new, |key| format!("`{key}`: "));
+        usage(format!("{}: {key}{}", place(&error), in_plain_words(&error)))
+    };
     // For the types alone: the defaults of missing keys come from `merge`, which also fills tables within tables.
-    toml::from_str::<Config>(text).map_err(|error| failed(&error))?;
-    toml::from_str(text).map_err(|error| failed(&error))
+    toml::from_str::<Config>(text).map_err(wrong_type)?;
+    toml::from_str(text).map_err(wrong_type)
+}
+
+/// The message of the TOML reader, on one line and without the names of Rust's types.
+fn in_plain_words(error: &toml::de::Error) -> String {
+    let message = error.message().trim_end_matches('.').replace('\n', ", ");
+    let words = [
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected i64", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected f32", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+        ("expected a sequence", "expected a list, such as [\"a\", \"b\"]"),
+    ];
+    match words.iter().find(|(rust, _)| message.ends_with(rust)) {
+        Some((rust, plain)) => message.replace(rust, plain),
+        None => message,
+    }
 }
 
 /// 1-based.
@@ -82,9 +103,10 @@ fn apply_override(table: &mut Table, text: &str, known: &Table) -> Result<()> {
     for key in path.iter().rev() {
         alone = Value::Table(Table::from_iter([(key.clone(), alone)]));
     }
-    alone.clone().try_into::<Config>().map_err(|error| {
-        wrong(format!("{} (the default is `{default}`)", error.message().trim_end_matches('.').replace('\n', ", ")))
-    })?;
+    alone
+        .clone()
+        .try_into::<Config>()
+        .map_err(|error| wrong(format!("{} (the default is `{default}`)", in_plain_words(&error))))?;
     if let Value::Table(alone) = alone {
         merge(table, alone);
     }
@@ -157,7 +179,9 @@ mod tests {
         assert!(message("seed = 1\nseed = 2\n", &[]).contains("line 2"));
         assert!(message("seed = 1\n[train\n", &[]).contains("line 2"));
         let wrong = message("[train]\n\nlearning_rate = \"fast\"\n", &[]);
-        assert!(wrong.contains("line 3") && wrong.contains("fast"), "{wrong}");
+        assert!(wrong.contains("line 3: `train.learning_rate`") && wrong.contains("expected a number"), "{wrong}");
+        let wrong = message("train.max_steps = 1\ngenerate.answer = { top_p = 1, top_k = 2.5 }\n", &[]);
+        assert!(wrong.contains("line 2: `generate.answer.top_k`") && wrong.contains("a whole number"), "{wrong}");
         let wrong = message("[train]\nmethod = \"magic\"\n", &[]);
         assert!(wrong.contains("line 2") && wrong.contains("`full`"), "{wrong}");
         assert!(message("seed = -1\n", &[]).contains("line 1"));

@@ -75,7 +75,7 @@ impl Default for Config {
 impl Config {
     /// The configuration as TOML, every default filled in; [`load`] reads it back to an equal value.
     ///
-    /// **Errors**: none for a configuration that came from [`load`]; a seed above 2^63 - 1 does not fit TOML's integers.
+    /// **Errors**: a seed above 2^63 - 1 does not fit TOML's integers; [`load`] lets none through.
     pub fn to_toml(&self) -> anyhow::Result<String> {
         toml::to_string(self).map_err(|error| anyhow::anyhow!("the configuration does not fit TOML: {error}"))
     }

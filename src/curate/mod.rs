@@ -1,11 +1,44 @@
 //! Stage 2, `curate`: pairs to training rows.
+//!
+//! *Reads* `generate/answers.jsonl` (or any file of conversations with `--data`) and the benchmarks of
+//! `evaluate.data_dir`. *Writes* `curate/train.jsonl`, `valid.jsonl`, `test.jsonl`, `rejected.jsonl` and `stats.json`, in the
+//! order of the input, byte for byte the same on every run. *Rejects*, in this order and each with its evidence: `format`,
+//! `length`, `quality` ([`filter`]), `contaminated` ([`decontaminate`]), `exact_duplicate` and `near_duplicate`
+//! ([`dedup`]); a damaged line is such a rejection too. *Resumes* by starting over: files appear only when they are whole.
 
-use std::path::PathBuf;
+pub mod benchmarks;
+pub mod decontaminate;
+pub mod dedup;
+pub mod filter;
+pub mod minhash;
+mod ngram_table;
+pub mod normalize;
+mod pass;
+pub mod row_words;
+pub mod rows;
+pub mod split;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::{cli::StageArgs, config::Config, run_dir::RunDir};
+pub use self::pass::{CurateStats, NearDuplicateStats, SplitCounts};
+use self::{
+    benchmarks::BenchmarkText,
+    decontaminate::{BenchmarkIndex, IndexBuilder},
+    rows::RowFormat,
+};
+use crate::{
+    cli::StageArgs,
+    config::Config,
+    error::{Failure, usage},
+    run_dir::RunDir,
+    telemetry,
+};
+
+/// Benchmarks inside the binary: name and JSON lines.
+const BUILT_IN_BENCHMARKS: &[(&str, &str)] = &[];
 
 /// Arguments of `glan curate`.
 #[derive(Debug, Clone, Args)]
@@ -26,12 +59,146 @@ pub struct CurateArgs {
 
 /// `glan curate`.
 pub fn main(args: &CurateArgs) -> Result<()> {
-    let _ = args;
-    anyhow::bail!("not here yet")
+    let config = args.stage.load_config()?;
+    if args.benchmarks.is_some() && !config.curate.decontaminate {
+        return Err(usage("`--benchmarks` was given, but `curate.decontaminate` is false; drop one of the two"));
+    }
+    let folder = args.benchmarks.as_deref().or_else(|| configured_folder(&config));
+    let stats = match (&args.data, &args.output) {
+        (Some(data), Some(output)) => curate_file(&config, folder, data, output)?,
+        _ => {
+            let root = args.stage.run_dir.clone().unwrap_or_else(|| default_run_dir(args.stage.config.as_deref()));
+            curate_run(&config, folder, &RunDir::open(&root, &config)?)?
+        }
+    };
+    if args.stage.json {
+        telemetry::print_result(serde_json::to_string_pretty(&stats)?);
+    } else {
+        telemetry::print_result(summary(&stats));
+    }
+    Ok(())
 }
 
 /// Runs the stage on a run directory.
+///
+/// **Errors**: the answers are missing ([`Failure::MissingInput`]); the benchmarks folder is (usage); the disk fails.
 pub fn run(config: &Config, run_dir: &RunDir) -> Result<()> {
-    let _ = (config, run_dir);
-    anyhow::bail!("not here yet")
+    let stats = curate_run(config, configured_folder(config), run_dir)?;
+    tracing::info!("curate: {}", summary(&stats));
+    Ok(())
 }
+
+fn configured_folder(config: &Config) -> Option<&Path> {
+    Some(config.evaluate.data_dir.as_path()).filter(|folder| !folder.as_os_str().is_empty())
+}
+
+/// `runs/` and the configuration's name.
+fn default_run_dir(config: Option<&Path>) -> PathBuf {
+    let name = config.and_then(Path::file_stem).map_or_else(|| "default".into(), ToOwned::to_owned);
+    Path::new("runs").join(name)
+}
+
+fn curate_run(config: &Config, folder: Option<&Path>, run_dir: &RunDir) -> Result<CurateStats> {
+    let answers = run_dir.stage_file("generate", "answers.jsonl");
+    if !answers.is_file() {
+        return Err(Failure::MissingInput(format!(
+            "`{}` is missing; make it with `glan generate -c CONFIG --run-dir {}`",
+            answers.display(),
+            run_dir.root().display()
+        ))
+        .into());
+    }
+    let index = benchmark_index(config, folder)?;
+    let output = run_dir.stage("curate");
+    let stats = pass::curate(&answers, RowFormat::Pairs, &output, &config.curate, config.seed, index.as_ref())?;
+    warn_when_empty(&stats, &output);
+    Ok(stats)
+}
+
+fn curate_file(config: &Config, folder: Option<&Path>, data: &Path, output: &Path) -> Result<CurateStats> {
+    if !data.is_file() {
+        return Err(usage(format!("`--data {}` is not a file", data.display())));
+    }
+    for name in ["train.jsonl", "valid.jsonl", "test.jsonl", "rejected.jsonl"] {
+        let target = output.join(name);
+        if target.exists() && target.canonicalize()? == data.canonicalize()? {
+            return Err(usage(format!(
+                "`--output {}` would overwrite the file of `--data`; choose another folder",
+                output.display()
+            )));
+        }
+    }
+    let index = benchmark_index(config, folder)?;
+    let stats = pass::curate(data, RowFormat::Messages, output, &config.curate, config.seed, index.as_ref())?;
+    warn_when_empty(&stats, output);
+    Ok(stats)
+}
+
+/// Everything that rows must not hold: the built-in benchmarks and those of a folder. `None` when that is off.
+fn benchmark_index(config: &Config, folder: Option<&Path>) -> Result<Option<BenchmarkIndex>> {
+    if !config.curate.decontaminate {
+        return Ok(None);
+    }
+    let n = config.curate.decontaminate_ngram;
+    if n < 2 {
+        return Err(usage(format!("`curate.decontaminate_ngram` is {n}, expected 2 or more")));
+    }
+    let mut builder = IndexBuilder::new(n);
+    for text in built_in_benchmarks() {
+        builder.add(&text);
+    }
+    if let Some(folder) = folder {
+        let files = benchmarks::read_folder(folder, &mut |text| {
+            builder.add(&text);
+            crate::interrupt::check()?;
+            Ok(())
+        })?;
+        if files == 0 {
+            tracing::warn!(
+                "the benchmarks folder `{}` holds no .jsonl, .json, .csv or .tsv file; nothing of it is compared",
+                folder.display()
+            );
+        }
+    }
+    let index = builder.build();
+    let counts = index.counts();
+    tracing::info!("comparing with {} benchmark texts ({} n-grams of {n} words)", counts.texts, counts.ngrams);
+    Ok(Some(index))
+}
+
+/// The texts of the benchmarks inside the binary.
+pub fn built_in_benchmarks() -> Vec<BenchmarkText> {
+    BUILT_IN_BENCHMARKS.iter().flat_map(|(name, content)| benchmarks::parse_jsonl(name, content)).collect()
+}
+
+fn warn_when_empty(stats: &CurateStats, output: &Path) {
+    if stats.splits.train == 0 {
+        tracing::warn!(
+            "no training row is left of {} ({}); see `{}`",
+            stats.rows_in,
+            summary(stats),
+            output.join("rejected.jsonl").display()
+        );
+    }
+}
+
+/// One line for people.
+fn summary(stats: &CurateStats) -> String {
+    let CurateStats { rows_in, kept, splits, .. } = stats;
+    let mut line =
+        format!("kept {kept} of {rows_in} rows (train {}, valid {}, test {})", splits.train, splits.valid, splits.test);
+    let reasons: Vec<String> = stats
+        .rejected
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    if !reasons.is_empty() {
+        line.push_str("; rejected: ");
+        line.push_str(&reasons.join(", "));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests;

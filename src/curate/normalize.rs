@@ -1,0 +1,232 @@
+//! Text as duplicate search and decontamination see it: a sequence of plain words.
+//!
+//! Case, white space and punctuation go; numbers and arithmetic signs stay, because "what is 34 + 25" and
+//! "what is 34 - 26" are different questions. There is no Unicode normalisation (NFKC): texts that differ only in
+//! full-width or composed forms count as different.
+
+/// The words of a text.
+///
+/// A word is a run of letters and digits in lower case, a number with its decimal point, or one arithmetic sign.
+/// Chinese and Japanese characters are a word each, since their scripts put no spaces between words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Words {
+    /// All words, one after the other.
+    text: String,
+    /// Where each word ends in `text`; ascending.
+    ends: Vec<u32>,
+}
+
+impl Words {
+    /// Cuts a text into words.
+    pub fn of(text: &str) -> Self {
+        let mut words = Words { text: String::with_capacity(text.len()), ends: Vec::with_capacity(text.len() / 5) };
+        words.push_text(text);
+        words
+    }
+
+    /// Appends the words of another text.
+    pub fn push_text(&mut self, text: &str) {
+        let chars: Vec<char> = text.chars().collect();
+        for (place, &char) in chars.iter().enumerate() {
+            if is_ideograph(char) {
+                self.end_word();
+                self.text.push(char);
+                self.end_word();
+            } else if char.is_alphanumeric() {
+                self.text.extend(char.to_lowercase());
+            } else if is_operator(&chars, place) {
+                self.end_word();
+                self.text.push(plain_operator(char));
+                self.end_word();
+            } else if is_decimal_point(&chars, place) {
+                self.text.push('.');
+            } else if !is_inner(&chars, place) {
+                self.end_word();
+            }
+        }
+        self.end_word();
+    }
+
+    /// Number of words.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is no word.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// One word.
+    pub fn word(&self, index: usize) -> &str {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
+        &self.text[start..self.ends[index] as usize]
+    }
+
+    /// All words in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        (0..self.len()).map(|index| self.word(index))
+    }
+
+    /// Words `start..end` with a space between them.
+    pub fn join(&self, start: usize, end: usize) -> String {
+        (start..end).map(|index| self.word(index)).collect::<Vec<_>>().join(" ")
+    }
+
+    fn end_word(&mut self) {
+        if self.text.len() > self.ends.last().map_or(0, |&end| end as usize) {
+            self.ends.push(u32::try_from(self.text.len()).expect("a text has less than 4 GiB"));
+        }
+    }
+}
+
+/// Whether a word holds a digit.
+pub fn is_number(word: &str) -> bool {
+    word.bytes().any(|byte| byte.is_ascii_digit())
+}
+
+/// Whether a word is an arithmetic sign.
+pub fn is_sign(word: &str) -> bool {
+    word.chars().all(|char| !char.is_alphanumeric())
+}
+
+/// Whether a word says something: it has two letters or more and no digit, or is an ideograph.
+pub fn is_content(word: &str) -> bool {
+    !is_number(word)
+        && word.chars().all(char::is_alphanumeric)
+        && (word.chars().nth(1).is_some() || word.chars().all(is_ideograph))
+}
+
+/// A 64-bit hash of one word, the same on every machine.
+///
+/// **Source**: FNV-1a, then the finaliser of SplitMix64 (FNV's high bits are weak on short inputs).
+pub fn hash_word(word: &str) -> u64 {
+    let hash = word
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    mix(hash)
+}
+
+/// Spreads the bits of a number over all 64 (the finaliser of SplitMix64; a bijection).
+pub fn mix(mut value: u64) -> u64 {
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// A 64-bit hash of a sequence of hashes; order counts.
+pub fn hash_sequence(hashes: impl IntoIterator<Item = u64>) -> u64 {
+    hashes.into_iter().fold(0x9e37_79b9_7f4a_7c15, |sum, hash| mix(sum.rotate_left(5) ^ hash))
+}
+
+fn is_ideograph(char: char) -> bool {
+    matches!(char, '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}'
+        | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{2fa1f}')
+}
+
+/// Whether a mark belongs inside a word: an apostrophe between letters, or a comma that groups thousands.
+fn is_inner(chars: &[char], place: usize) -> bool {
+    let before = place.checked_sub(1).map(|index| chars[index]);
+    let after = chars.get(place + 1).copied();
+    let (Some(before), Some(after)) = (before, after) else { return false };
+    match chars[place] {
+        '\'' | '’' | '`' => before.is_alphabetic() && after.is_alphabetic(),
+        // `1,000` is one number; `1,2` is two.
+        ',' => {
+            let digits = chars[place + 1..].iter().take_while(|char| char.is_ascii_digit()).count();
+            before.is_ascii_digit() && digits == 3
+        }
+        _ => false,
+    }
+}
+
+fn is_decimal_point(chars: &[char], place: usize) -> bool {
+    chars[place] == '.'
+        && place > 0
+        && chars[place - 1].is_ascii_digit()
+        && chars.get(place + 1).is_some_and(char::is_ascii_digit)
+}
+
+/// Whether a mark is arithmetic. `+ = ^ %` always are; a dash, a slash or an angle bracket only between numbers or lone
+/// letters, since in prose ("well-known", "and/or", "Paris - the city") it is punctuation that another writer leaves out.
+fn is_operator(chars: &[char], place: usize) -> bool {
+    match chars[place] {
+        '+' | '=' | '^' | '%' | '×' | '÷' | '≤' | '≥' | '≠' => true,
+        // `**bold**` and bullet points are Markdown, not multiplication.
+        '*' | '-' | '−' | '–' | '/' | '<' | '>' => {
+            let left = chars[..place].iter().rposition(|char| !char.is_whitespace());
+            let right = chars[place + 1..].iter().position(|char| !char.is_whitespace()).map(|at| at + place + 1);
+            let Some(right) = right.filter(|&at| is_operand(chars, at)) else { return false };
+            match left {
+                Some(left) => is_operand(chars, left),
+                None => matches!(chars[place], '-' | '−' | '–') && right == place + 1 && chars[right].is_ascii_digit(),
+            }
+        }
+        _ => false,
+    }
+}
+
+/// Whether the character at `place` can stand next to an arithmetic sign: a digit, a bracket, or a letter on its own.
+fn is_operand(chars: &[char], place: usize) -> bool {
+    let char = chars[place];
+    let is_letter_at =
+        |index: Option<usize>| index.and_then(|index| chars.get(index)).is_some_and(|c| c.is_alphabetic());
+    char.is_ascii_digit()
+        || matches!(char, '(' | ')')
+        || (char.is_alphabetic() && !is_letter_at(place.checked_sub(1)) && !is_letter_at(Some(place + 1)))
+}
+
+fn plain_operator(char: char) -> char {
+    match char {
+        '−' | '–' => '-',
+        '×' => '*',
+        '÷' => '/',
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(text: &str) -> String {
+        let words = Words::of(text);
+        words.join(0, words.len())
+    }
+
+    #[test]
+    fn case_spaces_and_punctuation_do_not_count() {
+        assert_eq!(joined("  Don’t   PANIC: it's\n\"well-known\"! "), "dont panic its well known");
+        assert_eq!(joined("and/or, Paris - the city"), "and or paris the city");
+    }
+
+    #[test]
+    fn numbers_and_arithmetic_signs_count() {
+        assert_eq!(joined("What is 34 + 25?"), "what is 34 + 25");
+        assert_eq!(joined("34 - 25, 34-25, 6/2, x - y"), "34 - 25 34 - 25 6 / 2 x - y");
+        assert_eq!(joined("1,000 apples cost $3.50."), "1000 apples cost 3.50");
+        assert_eq!(joined("-5 and 1,2"), "- 5 and 1 2");
+        assert_eq!(joined("2 × 3 **bold** text"), "2 * 3 bold text");
+        assert_eq!(joined("<div>x</div> <<48/2=24>>24, 3 < 5"), "div x div 48 / 2 = 24 24 3 < 5");
+    }
+
+    #[test]
+    fn ideographs_are_words_of_their_own() {
+        assert_eq!(joined("历史地理, ok"), "历 史 地 理 ok");
+    }
+
+    #[test]
+    fn kinds_of_words_are_told_apart() {
+        assert!(is_number("3.5") && is_number("h2o") && !is_number("water"));
+        assert!(is_sign("+") && !is_sign("a"));
+        assert!(is_content("water") && is_content("水") && !is_content("a") && !is_content("12") && !is_content("="));
+    }
+
+    #[test]
+    fn appending_gives_the_same_words_as_joining() {
+        let mut words = Words::of("one two");
+        words.push_text("three");
+        assert_eq!(words, Words::of("one two three"));
+        assert_ne!(hash_sequence([1, 2]), hash_sequence([2, 1]));
+    }
+}

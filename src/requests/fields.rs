@@ -1,0 +1,102 @@
+//! Reads the fields of a request line one by one, so that every complaint names the field.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+
+/// The fields of one line that were not read yet.
+pub struct Fields {
+    rest: Map<String, Value>,
+}
+
+impl Fields {
+    /// The fields of a JSON object.
+    pub fn parse(line: &[u8]) -> Result<Self> {
+        match serde_json::from_slice(line).context("not a JSON object")? {
+            Value::Object(rest) => Ok(Self { rest }),
+            other => bail!("expected a JSON object, found {}", shorten(&other)),
+        }
+    }
+
+    /// Takes a field out; `convert` returns `None` for a value that is not as `expected`. A `null` counts as absent.
+    pub fn take<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        convert: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        match self.rest.shift_remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match convert(&value) {
+                Some(converted) => Ok(Some(converted)),
+                None => bail!("field `{name}`: expected {expected}, found {}", shorten(&value)),
+            },
+        }
+    }
+
+    /// A text.
+    pub fn take_string(&mut self, name: &str) -> Result<Option<String>> {
+        self.take(name, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    /// A whole number of at least `least`.
+    pub fn take_count(&mut self, name: &str, least: u64) -> Result<Option<usize>> {
+        self.take(name, &format!("a whole number of at least {least}"), |value| {
+            value.as_u64().filter(|&count| count >= least).and_then(|count| usize::try_from(count).ok())
+        })
+    }
+
+    /// A number that `is_legal` accepts.
+    pub fn take_number(&mut self, name: &str, expected: &str, is_legal: fn(f32) -> bool) -> Result<Option<f32>> {
+        self.take(name, expected, |value| {
+            value.as_f64().map(|number| number as f32).filter(|number| number.is_finite() && is_legal(*number))
+        })
+    }
+
+    /// A list of token ids.
+    pub fn take_token_ids(&mut self, name: &str) -> Result<Option<Vec<u32>>> {
+        self.take(name, "a list of token ids", |value| {
+            value.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+        })
+    }
+
+    /// A list of strings.
+    pub fn take_strings(&mut self, name: &str) -> Result<Option<Vec<String>>> {
+        self.take(name, "a list of strings", strings)
+    }
+
+    /// The request's id, echoed as given.
+    pub fn take_id(&mut self) -> Result<Value> {
+        let id = self.take("id", "a string or a number", |value| {
+            (value.is_string() || value.is_number()).then(|| value.clone())
+        })?;
+        id.context("field `id` is missing")
+    }
+
+    /// The id if there is a legal one, for the row of a line that has other faults.
+    pub fn peek_id(&self) -> Value {
+        self.rest.get("id").filter(|id| id.is_string() || id.is_number()).cloned().unwrap_or(Value::Null)
+    }
+
+    /// Checks that nothing is left over.
+    pub fn finish(self) -> Result<()> {
+        match self.rest.keys().next() {
+            Some(name) => bail!("unknown field `{name}`"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A list of strings, if it is one.
+pub fn strings(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+/// A value as a message shows it.
+fn shorten(value: &Value) -> String {
+    const MOST_CHARS: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST_CHARS) {
+        Some((place, _)) => format!("`{}…`", &text[..place]),
+        None => format!("`{text}`"),
+    }
+}
