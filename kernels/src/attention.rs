@@ -11,8 +11,10 @@ use rayon::prelude::*;
 
 use crate::{
     host::{read, tensor, write},
-    simd::{axpy, dot, exp, fma, simd_fn},
+    simd::{axpy, dot, exp, simd_fn},
 };
+
+mod packed;
 
 /// Head counts and the like.
 #[derive(Debug, Clone, Copy)]
@@ -64,19 +66,12 @@ pub fn forward(qkv: &Tensor, cu_seqlens: &[usize], heads: &Heads) -> Result<(Ten
     let (qkv, width, out) = (read(qkv)?, heads.qkv_width(), heads.query * heads.dim);
     let mut o = vec![0f32; rows * out];
     let mut lse = vec![0f32; rows * heads.query];
-    let starts = row_starts(cu_seqlens);
-    let rows_of = |row: usize, o: &mut [f32], lse: &mut [f32]| {
-        let start = starts[row];
-        let keys = Strided { values: &qkv[start * width..], stride: width, offset: heads.query * heads.dim };
-        let values = Strided { offset: (heads.query + heads.key_value) * heads.dim, ..keys };
-        let query = &qkv[row * width..row * width + out];
-        attend_row(query, keys, values, (heads.first_key(row - start), row - start + 1), heads, o, lse);
-    };
-    o.par_chunks_mut(out)
-        .zip(lse.par_chunks_mut(heads.query))
-        .enumerate()
-        .with_min_len(16)
-        .for_each(|(row, (o, lse))| rows_of(row, o, lse));
+    let parts =
+        split_sequences(&mut o, out, cu_seqlens).into_iter().zip(split_sequences(&mut lse, heads.query, cu_seqlens));
+    parts.collect::<Vec<_>>().into_par_iter().for_each(|((start, o), (_, lse))| {
+        let rows = o.len() / out;
+        packed::forward_sequence(&qkv[start * width..(start + rows) * width], heads, o, lse);
+    });
     Ok((tensor(o, (rows, out))?, tensor(lse, (rows, heads.query))?))
 }
 
@@ -96,25 +91,14 @@ pub fn backward(
     let (d_o, o, lse, qkv) = (read(d_o)?, read(o)?, read(lse)?, read(qkv)?);
     let width = heads.qkv_width();
     let mut dqkv = vec![0f32; rows * width];
-    let mut parts = Vec::with_capacity(cu_seqlens.len());
-    let mut rest = dqkv.as_mut_slice();
-    for bounds in cu_seqlens.windows(2) {
-        let (part, tail) = rest.split_at_mut((bounds[1] - bounds[0]) * width);
-        parts.push((bounds[0], part));
-        rest = tail;
-    }
-    parts.into_par_iter().for_each(|(start, dqkv)| {
-        let rows = dqkv.len() / width;
-        let out = heads.query * heads.dim;
-        let span = |values: &'_ [f32], width: usize| -> std::ops::Range<usize> {
-            debug_assert!(values.len() >= (start + rows) * width);
-            start * width..(start + rows) * width
-        };
-        backward_sequence(
-            &d_o[span(&d_o, out)],
-            &o[span(&o, out)],
-            &lse[span(&lse, heads.query)],
-            &qkv[span(&qkv, width)],
+    split_sequences(&mut dqkv, width, cu_seqlens).into_par_iter().for_each(|(start, dqkv)| {
+        let (rows, out) = (dqkv.len() / width, heads.query * heads.dim);
+        let span = |width: usize| start * width..(start + rows) * width;
+        packed::backward_sequence(
+            &d_o[span(out)],
+            &o[span(out)],
+            &lse[span(heads.query)],
+            &qkv[span(width)],
             heads,
             dqkv,
         );
@@ -204,21 +188,6 @@ trait Rows: Copy {
 }
 
 #[derive(Clone, Copy)]
-struct Strided<'a> {
-    values: &'a [f32],
-    stride: usize,
-    offset: usize,
-}
-
-impl Rows for Strided<'_> {
-    #[inline(always)]
-    fn at(&self, j: usize, head: usize, dim: usize) -> &[f32] {
-        let start = j * self.stride + self.offset + head * dim;
-        &self.values[start..start + dim]
-    }
-}
-
-#[derive(Clone, Copy)]
 struct Paged<'a> {
     values: &'a [f32],
     block_table: &'a [u32],
@@ -236,18 +205,10 @@ impl Rows for Paged<'_> {
 }
 
 simd_fn! {
-    fn attend_row(
-        query: &[f32], keys: Strided, values: Strided, span: (usize, usize), heads: &Heads, o: &mut [f32], lse: &mut [f32],
-    ) {
-        attend::<FMA, _>(query, keys, values, span, heads, o, lse)
-    }
-}
-
-simd_fn! {
     fn attend_row_paged(
         query: &[f32], keys: Paged, values: Paged, span: (usize, usize), heads: &Heads, o: &mut [f32], lse: &mut [f32],
     ) {
-        attend::<FMA, _>(query, keys, values, span, heads, o, lse)
+        attend::<FMA, _>(query, keys, values, span, heads, o, lse);
     }
 }
 
@@ -289,54 +250,15 @@ fn attend<const FMA: bool, R: Rows>(
     }
 }
 
-simd_fn! {
-    /// All heads and rows of one sequence; the slices start at its first row.
-    fn backward_sequence(d_o: &[f32], o: &[f32], lse: &[f32], qkv: &[f32], heads: &Heads, dqkv: &mut [f32]) {
-        let (dim, scale, width) = (heads.dim, heads.scale(), heads.qkv_width());
-        let (out, key_offset) = (heads.query * dim, heads.query * dim);
-        let value_offset = key_offset + heads.key_value * dim;
-        let rows = qkv.len() / width;
-        // Gradients of one head at a time, gathered so that the inner loop walks dense memory.
-        let (mut dk, mut dv) = (vec![0f32; rows * dim], vec![0f32; rows * dim]);
-        let (mut k, mut v) = (vec![0f32; rows * dim], vec![0f32; rows * dim]);
-        let mut weights = vec![0f32; rows];
-        for kv_head in 0..heads.key_value {
-            dk.fill(0.0);
-            dv.fill(0.0);
-            for (j, row) in qkv.chunks_exact(width).enumerate() {
-                k[j * dim..(j + 1) * dim].copy_from_slice(&row[key_offset + kv_head * dim..][..dim]);
-                v[j * dim..(j + 1) * dim].copy_from_slice(&row[value_offset + kv_head * dim..][..dim]);
-            }
-            for head in kv_head * heads.group()..(kv_head + 1) * heads.group() {
-                for i in 0..rows {
-                    let first = heads.first_key(i);
-                    let query = &qkv[i * width + head * dim..][..dim];
-                    let d_o = &d_o[i * out + head * dim..][..dim];
-                    let delta = dot::<FMA>(d_o, &o[i * out + head * dim..][..dim]);
-                    let lse = lse[i * heads.query + head];
-                    let weights = &mut weights[first..=i];
-                    for (weight, k) in weights.iter_mut().zip(k[first * dim..].chunks_exact(dim)) {
-                        *weight = fma::<FMA>(dot::<FMA>(query, k), scale, -lse);
-                    }
-                    for weight in weights.iter_mut() {
-                        *weight = exp::<FMA>(*weight);
-                    }
-                    let dq = &mut dqkv[i * width + head * dim..][..dim];
-                    for (j, &weight) in weights.iter().enumerate() {
-                        let j = (first + j) * dim;
-                        let ds = weight * (dot::<FMA>(d_o, &v[j..j + dim]) - delta) * scale;
-                        axpy::<FMA>(weight, d_o, &mut dv[j..j + dim]);
-                        axpy::<FMA>(ds, &k[j..j + dim], dq);
-                        axpy::<FMA>(ds, query, &mut dk[j..j + dim]);
-                    }
-                }
-            }
-            for (j, row) in dqkv.chunks_exact_mut(width).enumerate() {
-                row[key_offset + kv_head * dim..][..dim].copy_from_slice(&dk[j * dim..(j + 1) * dim]);
-                row[value_offset + kv_head * dim..][..dim].copy_from_slice(&dv[j * dim..(j + 1) * dim]);
-            }
-        }
+/// The rows of each sequence of a packed tensor, with the sequence's first row.
+fn split_sequences<'a>(mut rest: &'a mut [f32], width: usize, cu_seqlens: &[usize]) -> Vec<(usize, &'a mut [f32])> {
+    let mut parts = Vec::with_capacity(cu_seqlens.len());
+    for bounds in cu_seqlens.windows(2) {
+        let (part, tail) = rest.split_at_mut((bounds[1] - bounds[0]) * width);
+        parts.push((bounds[0], part));
+        rest = tail;
     }
+    parts
 }
 
 fn check_sequences(cu_seqlens: &[usize], rows: usize) -> Result<()> {
@@ -345,10 +267,6 @@ fn check_sequences(cu_seqlens: &[usize], rows: usize) -> Result<()> {
         bail!("attention: sequence bounds {cu_seqlens:?} do not cover {rows} rows")
     }
     Ok(())
-}
-
-fn row_starts(cu_seqlens: &[usize]) -> Vec<usize> {
-    cu_seqlens.windows(2).flat_map(|bounds| std::iter::repeat_n(bounds[0], bounds[1] - bounds[0])).collect()
 }
 
 #[cfg(test)]
@@ -415,16 +333,16 @@ mod tests {
     }
 
     #[test]
-    fn the_paged_form_gives_the_same_bits_wherever_the_prompt_is_cut() -> Result<()> {
+    fn the_paged_form_equals_the_packed_one_with_the_same_bits_wherever_the_prompt_is_cut() -> Result<()> {
         let (t, block_size) = (23, 4);
         let qkv = Tensor::randn(0f32, 1f32, (t, HEADS.qkv_width()), &Device::Cpu)?;
         let (o, _) = forward(&qkv, &[0, t], &HEADS)?;
-        let expected = o.to_vec2::<f32>()?;
+        let mut whole: Option<Vec<Vec<f32>>> = None;
         let block_table: Vec<u32> = vec![7, 2, 5, 0, 6, 1];
         for cuts in [vec![23], vec![1, 23], vec![10, 11, 23], (1..=23).collect()] {
             let cache = || Tensor::zeros((8 * block_size, 16), candle_core::DType::F32, &Device::Cpu);
             let (keys, values) = (cache()?, cache()?);
-            let mut start = 0;
+            let (mut start, mut rows_so_far) = (0, Vec::new());
             for end in cuts {
                 let part = qkv.narrow(0, start, end - start)?.contiguous()?;
                 let slots: Vec<u32> = (start..end)
@@ -432,10 +350,12 @@ mod tests {
                     .collect();
                 write_cache(&part, &keys, &values, &slots, &HEADS)?;
                 let rows = PagedRows { query_len: end - start, context_len: end, block_table: &block_table };
-                let got = paged(&part, &keys, &values, &[rows], block_size, &HEADS)?.to_vec2::<f32>()?;
-                assert_eq!(got[..], expected[start..end]);
+                let got = paged(&part, &keys, &values, &[rows], block_size, &HEADS)?;
+                close(&got, &o.narrow(0, start, end - start)?)?;
+                rows_so_far.extend(got.to_vec2::<f32>()?);
                 start = end;
             }
+            assert_eq!(*whole.get_or_insert(rows_so_far.clone()), rows_so_far);
         }
         Ok(())
     }

@@ -76,7 +76,13 @@ def build_benchmarks(world: list[Discipline]) -> tuple[list[dict], list[dict]]:
                     "answer": place,
                 }
             )
-    return open_rows, choice_rows
+    return interleave(open_rows, OPEN_PER_DISCIPLINE), interleave(choice_rows, CHOICE_PER_DISCIPLINE)
+
+
+def interleave(rows: list[dict], per_discipline: int) -> list[dict]:
+    """Rows taken from every discipline in turn, so that the first or last few are a fair sample of all."""
+    order = sorted(range(len(rows)), key=lambda row: (row % per_discipline, row // per_discipline))
+    return [{**rows[row], "id": rows[place]["id"]} for place, row in enumerate(order)]
 
 
 def taxonomy_toml(world: list[Discipline]) -> str:

@@ -199,7 +199,8 @@ def base_document(rng: Random, world: list[Discipline]) -> str:
             part = base_passage(rng, name, slots)
         parts.append(part)
         spent += estimate_tokens(part)
-    return rng.choice(["\n", "\n", " "]).join(parts)
+    # A space before every passage, so that a word is the same token wherever it stands.
+    return " " + " ".join(parts)
 
 
 def base_rows(rng: Random, world: list[Discipline], budget: int) -> list[dict]:

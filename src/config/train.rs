@@ -14,6 +14,8 @@ pub struct TrainConfig {
     pub init: TrainInit,
     /// Chat template for conversations; empty takes the model's own, else a plain one.
     pub chat_template: PathBuf,
+    /// Train on the assistant's turns alone, as in the paper; off, every token of a conversation counts.
+    pub assistant_only_loss: bool,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Floor of the cosine schedule, as a fraction of the peak.
@@ -61,6 +63,7 @@ impl Default for TrainConfig {
             method: TrainMethod::Full,
             init: TrainInit::Checkpoint,
             chat_template: PathBuf::new(),
+            assistant_only_loss: true,
             learning_rate: 3e-6,
             min_lr_ratio: 0.0,
             lr_scheduler_type: LrSchedule::Cosine,

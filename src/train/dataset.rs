@@ -26,6 +26,13 @@ pub struct Example {
     pub trained: Vec<bool>,
 }
 
+impl Example {
+    fn train_on_everything(mut self) -> Self {
+        self.trained.fill(true);
+        self
+    }
+}
+
 /// Everything that one file gave.
 #[derive(Debug, Default)]
 pub struct Dataset {
@@ -71,6 +78,7 @@ pub fn read(
     template: Option<&ChatTemplate>,
     eos_token_id: Option<u32>,
     max_length: usize,
+    assistant_only_loss: bool,
 ) -> Result<Dataset> {
     let mut reader = JsonlReader::<Row>::open(path)?;
     let mut rows = Vec::new();
@@ -84,6 +92,7 @@ pub fn read(
             tokenise(row, line, tokenizer, template, eos_token_id)
                 .with_context(|| format!("`{}` line {line}", path.display()))
         })
+        .map(|example| example.map(|example| if assistant_only_loss { example } else { example.train_on_everything() }))
         .collect::<Result<_>>()?;
     let mut dataset = Dataset { has_messages, ..Dataset::default() };
     for mut example in examples {

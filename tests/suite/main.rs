@@ -4,7 +4,13 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test stops at the first surprise, and nobody imports it")]
 
 mod architecture;
+mod chat_templates;
 mod cli;
+mod fetch;
+mod grammar;
 mod parity;
+mod pipeline;
+mod stages;
 mod support;
 mod tolerance;
+mod training;

@@ -88,7 +88,9 @@ fn the_whole_run_gives_the_same_bytes_one_by_one_batched_and_killed_and_needs_no
     assert_same(&run_dir("batched"), &run_dir("few"));
 
     // Killed (SIGKILL) as soon as each of these files has something in it, and started again.
-    for file in ["generate/subjects_raw.jsonl", "generate/questions.jsonl", "generate/answers.jsonl", "train/metrics.jsonl"] {
+    for file in
+        ["generate/subjects_raw.jsonl", "generate/questions.jsonl", "generate/answers.jsonl", "train/metrics.jsonl"]
+    {
         let mut child = glan_command(root())
             .args(arguments(&run_dir("killed"), &[]))
             .stdout(Stdio::null())

@@ -57,12 +57,8 @@ fn checkpoints(folder: &Path) -> Vec<usize> {
 
 /// Starts a training run and kills it once a checkpoint past `step` stands.
 fn kill_after(folder: &Path, output: &str, step: usize) {
-    let mut child = glan_command(folder)
-        .args(arguments(output))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child =
+        glan_command(folder).args(arguments(output)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     while checkpoints(&folder.join(output)).last().is_none_or(|last| *last < step) {
         if child.try_wait().unwrap().is_some() {
             break;
@@ -90,9 +86,11 @@ fn a_killed_run_ends_with_the_same_weights_and_metrics_and_a_damaged_checkpoint_
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&damaged, bytes).unwrap();
-    glan(folder, &arguments("killed"))
-        .expect_code(0)
-        .expect_stderr(&[&format!("checkpoint-{last}"), "is damaged", "resuming at step"]);
+    glan(folder, &arguments("killed")).expect_code(0).expect_stderr(&[
+        &format!("checkpoint-{last}"),
+        "is damaged",
+        "resuming at step",
+    ]);
 
     assert!(weights(folder, "whole") == weights(folder, "killed"), "other weights after a kill");
     let metrics = |output: &str| fs::read_to_string(folder.join(output).join("metrics.jsonl")).unwrap();
