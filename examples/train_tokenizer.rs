@@ -51,7 +51,7 @@ fn main() -> Result<()> {
     let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
         .show_progress(false)
         .vocab_size(vocab_size.parse()?)
-        .initial_alphabet(ByteLevel::alphabet())
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .special_tokens(special)
         .build()
         .into();

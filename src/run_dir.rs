@@ -37,6 +37,9 @@ const STAGE_KEYS: [(&str, &[&str]); 4] = [
     ("evaluate", &["evaluate."]),
 ];
 
+/// Of those, what only says when to give up. It changes no record, and whoever was stopped by it may lower it and go on.
+const THRESHOLDS: [&str; 1] = ["generate.min_yield"];
+
 /// An open run directory. No other process can open it while a clone of this lives.
 #[derive(Debug, Clone)]
 pub struct RunDir {
@@ -150,8 +153,10 @@ fn check_unchanged(root: &Path, path: &Path, config: &Config) -> Result<()> {
     let (saved, asked) = (saved.entries()?, config.entries()?);
     // The files of the last stage with output depend on the keys of all stages up to it.
     let keys: Vec<&str> = STAGE_KEYS[..=last].iter().flat_map(|(_, keys)| *keys).copied().collect();
-    let matters =
-        |key: &str| keys.iter().any(|prefix| key == *prefix || prefix.ends_with('.') && key.starts_with(prefix));
+    let matters = |key: &str| {
+        !THRESHOLDS.contains(&key)
+            && keys.iter().any(|prefix| key == *prefix || prefix.ends_with('.') && key.starts_with(prefix))
+    };
     let differing: Vec<String> = asked
         .iter()
         .filter(|(key, _)| matters(key))
@@ -251,6 +256,7 @@ mod tests {
             (&["generate/answers.jsonl"], "generate.num_questions=5", true),
             (&["generate/answers.jsonl"], "generate.answer.top_p=0.5", true),
             (&["generate/answers.jsonl"], "teacher.model=other", true),
+            (&["generate/answers.jsonl"], "generate.min_yield=0.01", false),
             (&["generate/answers.jsonl"], "student.model=other", false),
             (&["generate/answers.jsonl"], "curate.decontaminate=false", false),
             (&["generate/answers.jsonl"], "evaluate.data_dir=other", false),

@@ -295,18 +295,26 @@ impl Tokenizer {
 /// `trim_offsets` leaves it out, and a training mask built on offsets would then lose every line break.
 fn keep_whole_offsets(hf: &mut tokenizers::Tokenizer) -> Result<()> {
     fn untrim(value: &mut Value) -> bool {
+        let mut changed = false;
         match value {
-            Value::Object(map) => map.iter_mut().fold(false, |changed, (key, value)| {
-                if key == "trim_offsets" && *value == Value::Bool(true) {
-                    *value = Value::Bool(false);
-                    true
-                } else {
-                    untrim(value) || changed
+            Value::Object(map) => {
+                for (key, value) in map {
+                    if key == "trim_offsets" && *value == Value::Bool(true) {
+                        *value = Value::Bool(false);
+                        changed = true;
+                    } else {
+                        changed |= untrim(value);
+                    }
                 }
-            }),
-            Value::Array(items) => items.iter_mut().fold(false, |changed, item| untrim(item) || changed),
-            _ => false,
+            }
+            Value::Array(items) => {
+                for item in items {
+                    changed |= untrim(item);
+                }
+            }
+            _ => {}
         }
+        changed
     }
     let Some(post_processor) = hf.get_post_processor() else { return Ok(()) };
     let mut value = serde_json::to_value(post_processor)?;

@@ -68,6 +68,7 @@ fn unknown_method(state: &State, value: &Value, method: &str, args: &[Value]) ->
 }
 
 /// `json.dumps` as transformers calls it: not escaped for HTML, not reduced to ASCII.
+#[expect(clippy::needless_pass_by_value, reason = "a filter is registered with owned keyword arguments")]
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let failed = |error: serde_json::Error| {
         Error::new(ErrorKind::InvalidOperation, format!("tojson: the value is no JSON: {error}"))

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use crate::{device::DeviceKind, engine::memory, telemetry};
+use crate::{device::DeviceKind, engine::memory, model_dir::HubEnvironment, telemetry};
 
 /// Arguments of `glan doctor`.
 #[derive(Debug, Clone, Args)]
@@ -96,7 +96,7 @@ fn look() -> Findings {
         memory_bytes: memory::total_bytes(),
         available_memory_bytes: memory::available_bytes(),
         devices: devices.into(),
-        hugging_face_cache: look_at_cache(hugging_face_cache(|name| std::env::var_os(name).map(PathBuf::from))),
+        hugging_face_cache: look_at_cache(HubEnvironment::from_process().cache()),
         plan: plan.into(),
     }
 }
@@ -115,15 +115,6 @@ fn cpu_features() -> Vec<CpuFeature> {
 fn cpu_features() -> Vec<CpuFeature> {
     // The other supported architecture has its vectors in the base set.
     vec![CpuFeature { name: "neon", present: cfg!(target_feature = "neon") }]
-}
-
-/// The cache folder by the ecosystem's own rules; `variable` reads the environment.
-fn hugging_face_cache(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let variable = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
-    variable("HF_HUB_CACHE")
-        .or_else(|| Some(variable("HF_HOME")?.join("hub")))
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("huggingface/hub")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/huggingface/hub")))
 }
 
 fn look_at_cache(path: Option<PathBuf>) -> CacheFinding {
@@ -169,17 +160,6 @@ fn size(bytes: Option<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_cache_is_looked_for_in_the_ecosystems_order() {
-        let places =
-            |set: &[&str]| hugging_face_cache(|name| set.contains(&name).then(|| PathBuf::from(format!("/{name}"))));
-        assert_eq!(places(&["HF_HUB_CACHE", "HF_HOME", "HOME"]), Some("/HF_HUB_CACHE".into()));
-        assert_eq!(places(&["HF_HOME", "XDG_CACHE_HOME"]), Some("/HF_HOME/hub".into()));
-        assert_eq!(places(&["XDG_CACHE_HOME", "HOME"]), Some("/XDG_CACHE_HOME/huggingface/hub".into()));
-        assert_eq!(places(&["HOME"]), Some("/HOME/.cache/huggingface/hub".into()));
-        assert_eq!(places(&[]), None);
-    }
 
     #[test]
     fn models_in_the_cache_are_counted() {

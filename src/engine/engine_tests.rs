@@ -243,7 +243,7 @@ fn a_stop_string_ends_the_output_and_is_cut_from_the_text() {
     let whole = run(&mut engine, vec![text_request("hello", free.clone())]).remove(0);
     let stop: String = whole.text.chars().skip(6).take(2).collect();
     let place = whole.text.find(&stop).unwrap();
-    let stopped = SamplingParams { stop: vec![stop.clone()], ..free };
+    let stopped = SamplingParams { stop: vec![stop], ..free };
     let completion = run(&mut engine, vec![text_request("hello", stopped.clone())]).remove(0);
     assert_eq!(completion.text, whole.text[..place]);
     assert_eq!(completion.finish_reason, FinishReason::Stop);

@@ -1,11 +1,9 @@
 //! Opens a model directory and puts an engine together.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use candle_core::Device;
 
-use super::{Engine, EngineParts, ModelRunner, Vocabulary};
+use super::{Engine, EngineParts, ModelRunner, Vocabulary, memory, model_runner::cache_token_bytes};
 use crate::{
     chat_template::ChatTemplate,
     config::EngineConfig,
@@ -48,13 +46,13 @@ pub fn load_engine(
         .with_context(|| format!("cannot load the model in `{}`", directory.display()))?;
     let shape = decoder.config.clone();
     tokenizer.check_fits(shape.vocab_size).with_context(|| format!("`{}`", directory.display()))?;
-    let max_model_len = resolve_max_model_len(max_model_len, &shape)?;
+    let max_model_len = resolve_max_model_len(max_model_len, &shape, memory::total_bytes())?;
     let eos_token_ids = eos_token_ids(&shape, &tokenizer);
     let prefix_token_id =
         tokenizer.bos_token_id().or(tokenizer.eos_token_id()).or(shape.bos_token_id).or(eos_token_ids.first().copied());
     let identity = ModelIdentity {
         name: model.to_owned(),
-        hash: hash_model(&directory)?,
+        hash: model_dir::hash_model(&directory)?,
         num_parameters: decoder.num_parameters(),
         dtype: dtype_name(dtype, device).to_owned(),
     };
@@ -88,12 +86,25 @@ fn check_engine_config(config: &EngineConfig) -> Result<()> {
     Ok(())
 }
 
-fn resolve_max_model_len(asked: usize, shape: &DecoderConfig) -> Result<usize> {
+/// What was asked for, else the model's own limit, cut to what half of the memory can hold as one sequence's cache: a
+/// model made for 131,072 positions should still load on a laptop.
+fn resolve_max_model_len(asked: usize, shape: &DecoderConfig, memory_bytes: Option<u64>) -> Result<usize> {
     let limit = shape.max_position_embeddings;
     if asked > limit {
         return Err(usage(format!("max_model_len is {asked}, but the model was made for {limit} positions")));
     }
-    Ok(if asked == 0 { limit } else { asked })
+    if asked > 0 {
+        return Ok(asked);
+    }
+    let affordable = memory_bytes.map_or(limit as u64, |bytes| bytes / 2 / cache_token_bytes(shape).max(1) as u64);
+    let affordable = usize::try_from(affordable).unwrap_or(limit).max(1);
+    if affordable < limit {
+        tracing::warn!(
+            "the model was made for {limit} positions, but half of the memory holds {affordable}; \
+             set max_model_len to choose another length"
+        );
+    }
+    Ok(limit.min(affordable))
 }
 
 /// The configuration's tokens, else the tokenizer's.
@@ -114,8 +125,57 @@ fn dtype_name(dtype: DtypeChoice, device: &Device) -> &'static str {
     }
 }
 
-fn hash_model(directory: &Path) -> Result<String> {
-    let config = directory.join("config.json");
-    let bytes = std::fs::read(&config).with_context(|| format!("cannot read `{}`", config.display()))?;
-    Ok(blake3::hash(&bytes).to_hex()[..16].to_string())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RopeScaling;
+
+    fn shape() -> DecoderConfig {
+        DecoderConfig {
+            model_type: "llama".into(),
+            vocab_size: 100,
+            hidden_size: 64,
+            intermediate_size: 128,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 16,
+            max_position_embeddings: 1000,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            attention_output_bias: false,
+            qk_norm: false,
+            sliding_window: vec![None; 2],
+            eos_token_ids: vec![2],
+            bos_token_id: None,
+        }
+    }
+
+    #[test]
+    fn the_length_is_what_was_asked_for_or_what_model_and_memory_allow() {
+        let shape = shape();
+        assert_eq!(cache_token_bytes(&shape), 2 * 2 * 2 * 16 * 4);
+        assert_eq!(resolve_max_model_len(0, &shape, None).unwrap(), 1000);
+        assert_eq!(resolve_max_model_len(0, &shape, Some(1 << 40)).unwrap(), 1000);
+        assert_eq!(resolve_max_model_len(0, &shape, Some(512 * 2 * 300)).unwrap(), 300);
+        assert_eq!(resolve_max_model_len(700, &shape, Some(1)).unwrap(), 700, "an explicit length is kept");
+        let error = resolve_max_model_len(1001, &shape, None).unwrap_err();
+        assert!(error.to_string().contains("1001") && error.to_string().contains("1000"), "{error}");
+        assert_eq!(crate::error::exit_code(&error), 2);
+    }
+
+    #[test]
+    fn sizes_of_zero_are_usage_errors() {
+        for zero in [
+            EngineConfig { max_num_seqs: 0, ..EngineConfig::default() },
+            EngineConfig { max_num_batched_tokens: 0, ..EngineConfig::default() },
+            EngineConfig { block_size: 0, ..EngineConfig::default() },
+        ] {
+            assert_eq!(crate::error::exit_code(&check_engine_config(&zero).unwrap_err()), 2);
+        }
+        assert!(check_engine_config(&EngineConfig::default()).is_ok());
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Five nouns. A [`sequence`] is a prompt and what was added to it; the [`block_pool`] says who owns which cache block;
 //! the [`scheduler`] chooses each step's sequences; the [`model_runner`] runs the model on the [`batch`]; the
-//! [`sampler`] turns logits into tokens. [`Engine::step`] is all five in one breath.
+//! [`sampler`] turns logits into tokens. `Engine::step` is all five in one breath.
 //!
 //! Requests are pulled only when a seat is free, so a backlog may be longer than memory. On the CPU in f32 a row's bits
 //! depend on its own tokens alone, hence so does every record: `max_num_seqs`, `max_num_batched_tokens`, preemption and

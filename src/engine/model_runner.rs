@@ -32,9 +32,10 @@ pub struct ModelRunner {
 }
 
 impl ModelRunner {
-    /// Makes the cache, once and for all: see [`num_cache_blocks`].
+    /// Makes the cache, once and for all: room for every seat at full length within a quarter of the memory, and always
+    /// for one whole sequence.
     pub fn new(decoder: Decoder, config: &EngineConfig, max_model_len: usize) -> Result<Self> {
-        let block_bytes = cache_block_bytes(&decoder.config, config.block_size);
+        let block_bytes = cache_token_bytes(&decoder.config) * config.block_size;
         let num_blocks = num_cache_blocks(config, max_model_len, block_bytes, cache_budget_bytes());
         tracing::debug!(
             "key/value cache: {num_blocks} blocks of {} tokens, {} MiB",
@@ -69,10 +70,9 @@ impl Runner for ModelRunner {
     }
 }
 
-/// Bytes of one block: keys and values of `Z` tokens in every layer, in f32.
-fn cache_block_bytes(config: &DecoderConfig, block_size: usize) -> usize {
-    let token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>();
-    token * block_size
+/// Bytes of one token in the cache: keys and values in every layer, in f32.
+pub fn cache_token_bytes(config: &DecoderConfig) -> usize {
+    2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>()
 }
 
 /// A quarter of the memory: the weights, the logits and whatever else runs on a workstation share the rest.

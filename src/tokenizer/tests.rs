@@ -1,4 +1,5 @@
 //! Loading, BOS rules, offsets, bytes of tokens and streaming, on the toy vocabularies.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::sync::LazyLock;
 

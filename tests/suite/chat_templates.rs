@@ -2,6 +2,7 @@
 //!
 //! The fixture in this repository holds templates written for it. A folder of real tokenizers and templates is used
 //! where there is one: `GLAN_SHARED`, else `shared/` beside the repository.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failed unwrap fails the test; a skipped test says so")]
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ fn read(path: &Path) -> Value {
 }
 
 /// The folder with models that are too large for this repository, if it is there.
-fn shared() -> Option<PathBuf> {
+pub fn shared() -> Option<PathBuf> {
     let named = std::env::var_os("GLAN_SHARED").map(PathBuf::from);
     let folder = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"));
     folder.join("models/golden").is_dir().then_some(folder)
