@@ -171,8 +171,9 @@ fn percent(fraction: f64) -> String {
     format!("{:.1} %", 100.0 * fraction)
 }
 
+/// A probability with its relation, as `< 0.0001` or `= 0.0312`.
 fn p_value(p: f64) -> String {
-    if p < 0.0001 { "p < 0.0001".into() } else { format!("p = {p:.4}") }
+    if p < 0.0001 { "< 0.0001".into() } else { format!("= {p:.4}") }
 }
 
 fn verdict(comparison: &Comparison) -> VerdictSection {
@@ -187,7 +188,7 @@ fn verdict(comparison: &Comparison) -> VerdictSection {
     };
     let items = headline.map_or_else(String::new, |task| format!(" of {} items", grouped(task.n)));
     let sentence = format!(
-        "On {} the tuned model answers {}{items} correctly, {how} ({}).",
+        "On {} the tuned model answers {}{items} correctly, {how} (p {}).",
         verdict.task,
         percent(verdict.tuned),
         p_value(verdict.p_value)
@@ -219,7 +220,7 @@ fn verdict(comparison: &Comparison) -> VerdictSection {
         fewshot: task.base_fewshot.map_or_else(|| "–".into(), percent),
         tuned: with_error(task.tuned, task.tuned_stderr),
         difference: format!("{:+.1}", 100.0 * (task.tuned - task.base)),
-        p_value: p_value(task.p_value),
+        p_value: p_value(task.p_value).trim_start_matches("= ").to_owned(),
         n: grouped(task.n),
     });
     VerdictSection {
