@@ -151,6 +151,8 @@ mod tests {
             sliding_window: vec![None; 2],
             eos_token_ids: vec![2],
             bos_token_id: None,
+            initializer_range: 0.02,
+            raw: serde_json::Map::new(),
         }
     }
 

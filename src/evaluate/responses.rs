@@ -19,6 +19,7 @@ use crate::{
     error::usage,
     language_model::{Completion, FinishReason, LanguageModel, Prompt, Request, SamplingParams, Score, ScoreRequest},
     records::{self, JsonlWriter, Ordered},
+    requests::encode_pair,
     seed,
     telemetry::Progress,
 };
@@ -339,21 +340,6 @@ fn scored(score: Score) -> Response {
         }
         None => Response::Scored { logprob: score.logprob, is_greedy: score.is_greedy },
     }
-}
-
-/// A context and its continuation as token ids, the continuation tokenised in context.
-///
-/// **Source**: lm-evaluation-harness's `_encode_pair`.
-fn encode_pair(
-    tokenizer: &crate::tokenizer::Tokenizer,
-    context: &str,
-    continuation: &str,
-) -> Result<(Vec<u32>, Vec<u32>)> {
-    let kept = context.trim_end();
-    let whole = encode_prompt(tokenizer, &format!("{context}{continuation}"))?;
-    let context = encode_prompt(tokenizer, kept)?;
-    let split = context.len().min(whole.len());
-    Ok((whole[..split].to_vec(), whole[split..].to_vec()))
 }
 
 #[cfg(test)]

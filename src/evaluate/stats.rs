@@ -26,12 +26,15 @@ pub fn mean_stderr(values: &[f64]) -> (f64, Option<f64>) {
 pub fn mcnemar_exact(only_first: usize, only_second: usize) -> f64 {
     let n = only_first + only_second;
     let fewer = only_first.min(only_second);
-    // Logarithms: 2^-n underflows for large n.
-    let mut log_term = -(n as f64) * std::f64::consts::LN_2;
-    let mut tail = log_term.exp();
+    // Logarithms where 2^-n would underflow; below that the plain product, whose powers of two are exact.
+    let underflows = n > 1000;
+    let mut term = if underflows { -(n as f64) * std::f64::consts::LN_2 } else { 0.5f64.powi(n as i32) };
+    let probability = |term: f64| if underflows { term.exp() } else { term };
+    let mut tail = probability(term);
     for k in 1..=fewer {
-        log_term += ((n - k + 1) as f64).ln() - (k as f64).ln();
-        tail += log_term.exp();
+        let (choices, rank) = ((n - k + 1) as f64, k as f64);
+        term = if underflows { term + choices.ln() - rank.ln() } else { term * choices / rank };
+        tail += probability(term);
     }
     (2.0 * tail).min(1.0)
 }
@@ -85,6 +88,13 @@ mod tests {
         ] {
             assert!(close(mcnemar_exact(b, c), p), "{b} {c}: {} instead of {p}", mcnemar_exact(b, c));
             assert!(close(mcnemar_exact(c, b), p));
+        }
+    }
+
+    #[test]
+    fn disagreements_that_balance_are_worth_nothing() {
+        for (b, c) in [(0, 0), (1, 2), (3, 2), (7, 7), (400, 400)] {
+            assert_eq!(mcnemar_exact(b, c), 1.0, "{b} {c}");
         }
     }
 
