@@ -10,8 +10,8 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name)
 }
 
-fn code(args: InspectArgs) -> Option<u8> {
-    main(&args).err().map(|error| crate::error::exit_code(&error))
+fn code(args: &InspectArgs) -> Option<u8> {
+    main(args).err().map(|error| crate::error::exit_code(&error))
 }
 
 fn args(path: Option<&Path>) -> InspectArgs {
@@ -69,7 +69,7 @@ fn rows_are_counted_by_kind_and_damaged_lines_too() -> Result<()> {
     assert_eq!((found.rows, found.conversations, found.texts, found.others, found.damaged), (4, 1, 1, 1, 1));
     assert_eq!(found.columns["id"], 2);
     assert!(found.text().contains("columns         id (2), messages (1), text (1)"), "{}", found.text());
-    assert_eq!(code(args(Some(&path))), None, "a file needs no --data");
+    assert_eq!(code(&args(Some(&path))), None, "a file needs no --data");
     Ok(())
 }
 
@@ -92,19 +92,19 @@ fn stages_of_a_run_are_told_apart() -> Result<()> {
     assert_eq!(states, [Started, Finished, NotStarted, NotStarted, NotStarted]);
     assert_eq!((found.stages[0].rows["answers.jsonl"], found.stages[1].rows["train.jsonl"]), (2, 1));
     assert!(found.text().contains("curate          finished     train 1\n"), "{}", found.text());
-    assert_eq!(code(args(Some(folder.path()))), None);
+    assert_eq!(code(&args(Some(folder.path()))), None);
     Ok(())
 }
 
 #[test]
 fn what_is_nothing_known_is_a_usage_error() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    assert_eq!(code(args(Some(folder.path()))), Some(2));
-    assert_eq!(code(args(Some(&folder.path().join("missing")))), Some(2));
+    assert_eq!(code(&args(Some(folder.path()))), Some(2));
+    assert_eq!(code(&args(Some(&folder.path().join("missing")))), Some(2));
     let with_model = InspectArgs { model: Some("x".into()), ..args(Some(folder.path())) };
-    assert_eq!(code(with_model), Some(2));
+    assert_eq!(code(&with_model), Some(2));
     let data = InspectArgs { data: Some(folder.path().join("missing.jsonl")), ..args(None) };
-    assert_eq!(code(data), Some(2));
+    assert_eq!(code(&data), Some(2));
     Ok(())
 }
 
