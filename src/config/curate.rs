@@ -14,7 +14,7 @@ pub struct CurateConfig {
     pub min_answer_chars: usize,
     /// Most characters of an answer.
     pub max_answer_chars: usize,
-    /// Estimated Jaccard similarity of questions from which two rows count as near-duplicates; 1 is off.
+    /// Jaccard similarity of questions (word 3-grams) from which two rows count as near-duplicates; 1 is off.
     pub near_duplicate_threshold: f64,
     /// Compare rows against the evaluation sets and drop those that contain an item.
     pub decontaminate: bool,

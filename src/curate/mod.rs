@@ -38,7 +38,10 @@ use crate::{
 };
 
 /// Benchmarks inside the binary: name and JSON lines.
-const BUILT_IN_BENCHMARKS: &[(&str, &str)] = &[];
+const BUILT_IN_BENCHMARKS: [(&str, &str); 2] = [
+    ("primer", include_str!("../../benchmarks/primer/primer.jsonl")),
+    ("primer_mc", include_str!("../../benchmarks/primer/primer_mc.jsonl")),
+];
 
 /// Arguments of `glan curate`.
 #[derive(Debug, Clone, Args)]
@@ -67,8 +70,8 @@ pub fn main(args: &CurateArgs) -> Result<()> {
     let stats = match (&args.data, &args.output) {
         (Some(data), Some(output)) => curate_file(&config, folder, data, output)?,
         _ => {
-            let root = args.stage.run_dir.clone().unwrap_or_else(|| default_run_dir(args.stage.config.as_deref()));
-            curate_run(&config, folder, &RunDir::open(&root, &config)?)?
+            let run_dir = RunDir::open(&args.stage.run_dir_path(), &config)?;
+            curate_run(&config, folder, &run_dir)?
         }
     };
     if args.stage.json {
@@ -90,12 +93,6 @@ pub fn run(config: &Config, run_dir: &RunDir) -> Result<()> {
 
 fn configured_folder(config: &Config) -> Option<&Path> {
     Some(config.evaluate.data_dir.as_path()).filter(|folder| !folder.as_os_str().is_empty())
-}
-
-/// `runs/` and the configuration's name.
-fn default_run_dir(config: Option<&Path>) -> PathBuf {
-    let name = config.and_then(Path::file_stem).map_or_else(|| "default".into(), ToOwned::to_owned);
-    Path::new("runs").join(name)
 }
 
 fn curate_run(config: &Config, folder: Option<&Path>, run_dir: &RunDir) -> Result<CurateStats> {
@@ -140,9 +137,6 @@ fn benchmark_index(config: &Config, folder: Option<&Path>) -> Result<Option<Benc
         return Ok(None);
     }
     let n = config.curate.decontaminate_ngram;
-    if n < 2 {
-        return Err(usage(format!("`curate.decontaminate_ngram` is {n}, expected 2 or more")));
-    }
     let mut builder = IndexBuilder::new(n);
     for text in built_in_benchmarks() {
         builder.add(&text);

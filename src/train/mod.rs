@@ -23,6 +23,7 @@ pub use self::{
     optimizer::Optimizer,
     output::TrainResults,
     schedule::Schedule,
+    trainer::chat_template,
 };
 use crate::{
     cli::StageArgs,

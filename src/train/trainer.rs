@@ -90,7 +90,7 @@ pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
 }
 
 /// The template that conversations are rendered with: the configured file, else the model's own, else the plain one.
-fn chat_template(file: &Path, directory: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+pub fn chat_template(file: &Path, directory: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
     if !file.as_os_str().is_empty() {
         let source = std::fs::read_to_string(file)
             .map_err(|error| usage(format!("`train.chat_template`: cannot read `{}`: {error}", file.display())))?;
