@@ -9,7 +9,7 @@ quick:
 	cargo run --release -- run -c configs/quick.toml
 
 test:
-	cargo test --release --workspace
+	cargo test --release --workspace --tests
 
 # What continuous integration runs.
 check:

@@ -19,5 +19,8 @@ step documentation
 # The reader of this documentation has the sources, so a public page may point at a private item.
 RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --locked --workspace --no-deps
 
+step documentation examples
+cargo test --release --locked --workspace --doc
+
 step tests
-cargo test --release --locked --workspace
+cargo test --release --locked --workspace --tests

@@ -34,9 +34,10 @@ TRAIN_FRAMES = [
 # ... these are kept for the benchmark ...
 HELD_FRAMES = [
     "Can you work out {p}?",
-    "Say what {p} is.",
+    "Can you find {p}?",
+    "Please tell me {p}.",
+    "Please work out {p}.",
     "I want to know {p}.",
-    "Can you tell me what {p} is?",
 ]
 # ... and these open a passage of the declarative base text.
 BASE_FRAMES = [

@@ -344,7 +344,6 @@ impl hf_hub::api::Progress for FileProgress<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 mod tests {
     use super::*;
 

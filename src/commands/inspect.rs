@@ -308,7 +308,7 @@ impl TokenFindings {
         let config = DecoderConfig::load(&directory)?;
         let template = train::chat_template(Path::new(""), &directory, &tokenizer)?;
         let eos = config.eos_token_ids.first().copied().or(tokenizer.eos_token_id());
-        let rows = train::read(path, &tokenizer, template.as_ref(), eos, config.max_position_embeddings)?;
+        let rows = train::read(path, &tokenizer, template.as_ref(), eos, config.max_position_embeddings, true)?;
         let first = match (first, &template) {
             (Some(messages), Some(template)) => Some(marked(messages, &tokenizer, template)?),
             _ => None,

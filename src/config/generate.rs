@@ -20,6 +20,8 @@ pub struct GenerateConfig {
     pub subjects_per_sample: usize,
     /// Most subjects kept per discipline after merging; 0 keeps all.
     pub max_subjects: usize,
+    /// Syllabi per subject (1 in the paper). More give more combinations of class sessions where subjects are few.
+    pub syllabi_per_subject: usize,
     /// Fewest class sessions of a syllabus.
     pub min_class_sessions: usize,
     /// Most class sessions of a syllabus.
@@ -54,6 +56,7 @@ impl Default for GenerateConfig {
             samples_per_discipline: 10,
             subjects_per_sample: 20,
             max_subjects: 0,
+            syllabi_per_subject: 1,
             min_class_sessions: 10,
             max_class_sessions: 30,
             min_key_concepts: 3,

@@ -247,5 +247,4 @@ pub fn score_row(row: &[f32], token_id: u32) -> Result<(f32, bool), SamplerError
 }
 
 #[cfg(test)]
-#[path = "sampler_tests.rs"]
 mod tests;

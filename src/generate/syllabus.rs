@@ -51,7 +51,11 @@ pub struct ClassSession {
 /// Does what is left of the sub-steps and returns the syllabi.
 pub fn run(stage: &mut Stage, prompts: &Prompts, subjects: &[Subject]) -> Result<Vec<Syllabus>> {
     let config = stage.config;
-    let mut topics: Vec<Topic> = subjects.iter().map(|subject| topic(&config.generate, subject)).collect();
+    let samples = 0..config.generate.syllabi_per_subject;
+    let mut topics: Vec<Topic> = subjects
+        .iter()
+        .flat_map(|subject| samples.clone().map(|sample| topic(&config.generate, subject, sample)))
+        .collect();
     if config.generate.two_step {
         let drafts = Drafts {
             name: "syllabus_drafts",
@@ -69,10 +73,10 @@ pub fn run(stage: &mut Stage, prompts: &Prompts, subjects: &[Subject]) -> Result
     read_jsonl(&stage.folder.join(step.file()))
 }
 
-fn topic(config: &GenerateConfig, subject: &Subject) -> Topic {
+fn topic(config: &GenerateConfig, subject: &Subject, sample: usize) -> Topic {
     Topic {
         parent: subject.id.clone(),
-        sample: 0,
+        sample,
         variables: json!({
             "discipline": subject.discipline,
             "subject": subject.subject,
