@@ -162,8 +162,11 @@ def train_question(rng: Random, name: str, slots: dict) -> str:
 
 
 def held_question(rng: Random, name: str, slots: dict) -> str:
-    """One held-out wording of a drawn problem."""
-    return fill(pick_wording(rng, SKILLS[name].held_groups()), slots)
+    """One held-out wording of a drawn problem: mostly a new frame around a known phrase."""
+    frames, phrases, alone = SKILLS[name].held_groups()
+    if frames and rng.random() < 0.75:
+        return fill(rng.choice(frames), slots)
+    return fill(pick_wording(rng, [phrases, alone]), slots)
 
 
 def answer_text(slots: dict) -> str:

@@ -80,7 +80,7 @@ pub fn resume(
         match load(&path, model, optimizer, run_hash) {
             Ok(Some(state)) => return Ok(Some(state)),
             Ok(None) => {
-                tracing::warn!("`{}` belongs to another configuration or other data; passed over", path.display())
+                tracing::warn!("`{}` belongs to another configuration or other data; passed over", path.display());
             }
             Err(error) => tracing::warn!("`{}` is damaged, trying the one before: {error:#}", path.display()),
         }
