@@ -243,5 +243,4 @@ fn serve_lines<J: Job>(
 }
 
 #[cfg(test)]
-#[path = "job_tests.rs"]
 mod tests;
