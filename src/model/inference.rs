@@ -3,7 +3,7 @@
 //! Its arithmetic is that of [`super::layer`], but nothing is kept for a backward, and the matrices are packed once at
 //! load ([`glan_kernels::matmul::PackedWeight`]) in f32 or bf16. Activations, norms, biases and the cache are f32.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
@@ -20,6 +20,10 @@ use super::{
     rope as rope_tables,
 };
 use crate::device::DtypeChoice;
+
+/// Rows that go through the layers together at most: beyond, the activations of a layer leave the processor's cache and
+/// the allocator's, and reading the weights once more costs less than that.
+const MAX_ROWS: usize = 512;
 
 /// Keys and values of all layers, in blocks of `block_size` tokens (`Z`).
 ///
@@ -161,7 +165,19 @@ impl InferenceDecoder {
     /// A row's bits depend only on its sequence's tokens up to it, never on the other rows or on where a prompt is cut.
     pub fn forward_paged(&self, batch: &PagedBatch, cache: &mut KvCache) -> Result<Vec<f32>> {
         // On a thread of the pool, so that none of the many parallel parts below has to wake one from outside.
-        rayon::scope(|_| self.step(batch, cache))
+        rayon::scope(|_| {
+            let mut logits = Vec::new();
+            for piece in pieces(batch, MAX_ROWS) {
+                let of_piece = self.step(&piece, cache)?;
+                // Mostly there is one piece with logits, which is not copied.
+                if logits.is_empty() {
+                    logits = of_piece;
+                } else {
+                    logits.extend(of_piece);
+                }
+            }
+            Ok(logits)
+        })
     }
 
     fn step(&self, batch: &PagedBatch, cache: &KvCache) -> Result<Vec<f32>> {
@@ -226,6 +242,41 @@ impl InferenceDecoder {
     }
 }
 
+/// A batch cut into pieces of at most `max_rows` rows, in order, so that every piece finds the keys and values of the
+/// ones before it in the cache.
+fn pieces(batch: &PagedBatch, max_rows: usize) -> Vec<Cow<'_, PagedBatch>> {
+    let rows = batch.token_ids.len();
+    if rows <= max_rows {
+        return vec![Cow::Borrowed(batch)];
+    }
+    let piece = |start: usize| {
+        let end = rows.min(start + max_rows);
+        let mut sequences = Vec::new();
+        let mut first = 0;
+        for sequence in &batch.sequences {
+            let (from, to) = (start.max(first), end.min(first + sequence.query_len));
+            if from < to {
+                let left_out = first + sequence.query_len - to;
+                sequences.push(PagedSequence {
+                    query_len: to - from,
+                    context_len: sequence.context_len - left_out,
+                    block_table: sequence.block_table.clone(),
+                });
+            }
+            first += sequence.query_len;
+        }
+        let wanted = batch.logit_rows.iter().filter(|&&row| (start..end).contains(&(row as usize)));
+        Cow::Owned(PagedBatch {
+            token_ids: batch.token_ids[start..end].to_vec(),
+            positions: batch.positions[start..end].to_vec(),
+            slot_mapping: batch.slot_mapping[start..end].to_vec(),
+            sequences,
+            logit_rows: wanted.map(|row| row - start as u32).collect(),
+        })
+    };
+    (0..rows).step_by(max_rows).map(piece).collect()
+}
+
 /// Matrices of one width, one above the other, packed.
 fn pack(source: &impl TensorSource, parts: &[NamedTensor], dtype: WeightDtype) -> Result<PackedWeight> {
     let inner = parts[0].shape[1];
@@ -255,4 +306,53 @@ fn stack(source: &impl TensorSource, parts: &[NamedTensor]) -> Result<Tensor> {
     }
     let len = values.len();
     Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_the_batch_in_order_with_the_context_up_to_their_end() {
+        let sequence = |query_len, context_len| PagedSequence { query_len, context_len, block_table: vec![7] };
+        let batch = PagedBatch {
+            token_ids: (10..17).collect(),
+            positions: vec![4, 0, 1, 2, 3, 8, 9],
+            slot_mapping: (20..27).collect(),
+            sequences: vec![sequence(1, 5), sequence(4, 4), sequence(2, 10)],
+            logit_rows: vec![0, 4, 6],
+        };
+        let pieces = pieces(&batch, 3);
+        let spans: Vec<Vec<(usize, usize)>> = pieces
+            .iter()
+            .map(|piece| piece.sequences.iter().map(|it| (it.query_len, it.context_len)).collect())
+            .collect();
+        assert_eq!(spans, [vec![(1, 5), (2, 2)], vec![(2, 4), (1, 9)], vec![(1, 10)]]);
+        assert_eq!(
+            pieces.iter().map(|piece| piece.logit_rows.clone()).collect::<Vec<_>>(),
+            [vec![0], vec![1], vec![0]]
+        );
+        let joined: Vec<u32> = pieces.iter().flat_map(|piece| piece.token_ids.clone()).collect();
+        assert_eq!(joined, batch.token_ids);
+        let joined: Vec<u32> = pieces.iter().flat_map(|piece| piece.slot_mapping.clone()).collect();
+        assert_eq!(joined, batch.slot_mapping);
+        assert_eq!(pieces[1].positions, [2, 3, 8]);
+    }
+
+    #[test]
+    fn a_panel_may_hold_the_end_of_one_matrix_and_the_beginning_of_the_next() {
+        struct Counting;
+        impl TensorSource for Counting {
+            fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()> {
+                let first = tensor.offset + first_row * tensor.shape[1];
+                values.iter_mut().zip(first..).for_each(|(value, number)| *value = number as f32);
+                Ok(())
+            }
+        }
+        let part = |rows: usize, offset| NamedTensor { name: "w".into(), shape: vec![rows, 3], offset };
+        let parts = [part(20, 0), part(5, 60), part(30, 75)];
+        let packed = pack(&Counting, &parts, WeightDtype::F32).unwrap();
+        let rows = packed.gather(&(0..55).collect::<Vec<u32>>()).unwrap().flatten_all().unwrap();
+        assert_eq!(rows.to_vec1::<f32>().unwrap(), (0..165).map(|it| it as f32).collect::<Vec<_>>());
+    }
 }

@@ -160,13 +160,13 @@ impl PackedWeight {
             let panel_lines = panel_lines(self.inner, self.dtype);
             let panels_per_task = panels_per_task(panels, panel_lines * size_of::<Line>(), rows);
             let task = |first: usize| {
+                let mut sums: Sums = [[0.0; PANEL]; MAX_ROWS];
                 for first_block in (0..blocks.count).step_by(blocks_per_chunk) {
                     for panel in first..panels.min(first + panels_per_task) {
                         let lines = &self.lines[panel * panel_lines..(panel + 1) * panel_lines];
                         for block in first_block..blocks.count.min(first_block + blocks_per_chunk) {
                             let (start, count) = blocks.span(block);
                             let x = &packed[start * steps * words..(start + count) * steps * words];
-                            let mut sums: Sums = [[0.0; PANEL]; MAX_ROWS];
                             kernel.run(x, lines, steps, count, &mut sums);
                             place.put(start, panel, &sums[..count]);
                         }
@@ -219,14 +219,25 @@ impl Place<'_> {
                 add(&mut values, &residual[at..at + width]);
             }
             // SAFETY: `row < rows` and `column + width <= out`, and nobody else writes this tile.
-            unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), width) };
+            unsafe {
+                let place = self.start.add(at);
+                if width == PANEL {
+                    // Of known size: registers, no call.
+                    place.cast::<[f32; PANEL]>().write_unaligned(values);
+                } else {
+                    std::ptr::copy_nonoverlapping(values.as_ptr(), place, width);
+                }
+            }
         }
     }
 }
 
+#[inline(always)]
 fn add(values: &mut [f32; PANEL], more: &[f32]) {
-    for (value, more) in values.iter_mut().zip(more) {
-        *value += more;
+    if let Ok(more) = <&[f32; PANEL]>::try_from(more) {
+        values.iter_mut().zip(more).for_each(|(value, more)| *value += more);
+    } else {
+        values.iter_mut().zip(more).for_each(|(value, more)| *value += more);
     }
 }
 

@@ -24,7 +24,7 @@ impl Line {
     pub(super) const ZERO: Self = Self([0; Self::WORDS]);
 }
 
-/// A tile of results; only the block's rows are meant.
+/// A tile of results; only the block's rows are meant. Kernels overwrite them.
 pub(super) type Sums = [[f32; PANEL]; MAX_ROWS];
 
 /// Adds up `steps` steps: packed rows, a panel, rows of the block, results.
@@ -69,19 +69,25 @@ impl Kernel {
 
     /// Packs `count` rows `[count, inner]` into `[steps, count, words per step]`.
     pub(super) fn pack_block(&self, x: &[f32], inner: usize, count: usize, part: &mut [u32]) {
-        for (row, x) in x.chunks_exact(inner.max(1)).enumerate() {
-            match self.operands {
-                Operands::F32 => {
-                    for (word, value) in part[row..].iter_mut().step_by(count).zip(x) {
-                        *word = value.to_bits();
-                    }
-                }
-                Operands::Bf16 => {
-                    for (word, values) in part[row..].iter_mut().step_by(count).zip(x.chunks(2)) {
-                        *word = pair(values[0], values.get(1).copied().unwrap_or(0.0));
-                    }
-                }
-                Operands::Widened => {
+        if inner == 0 {
+            return;
+        }
+        match self.operands {
+            Operands::F32 => {
+                let mut rows = [&[][..]; MAX_ROWS];
+                rows.iter_mut().zip(x.chunks_exact(inner)).for_each(|(row, x)| *row = x);
+                interleave(&rows[..count], part, f32::to_bits);
+            }
+            Operands::Bf16 => {
+                let steps = self.steps(inner);
+                let mut pairs = vec![0u32; count * steps];
+                pairs.chunks_exact_mut(steps).zip(x.chunks_exact(inner)).for_each(|(pairs, x)| round_pairs(x, pairs));
+                let mut rows = [&[][..]; MAX_ROWS];
+                rows.iter_mut().zip(pairs.chunks_exact(steps)).for_each(|(row, pairs)| *row = pairs);
+                interleave(&rows[..count], part, |pair| pair);
+            }
+            Operands::Widened => {
+                for (row, x) in x.chunks_exact(inner).enumerate() {
                     for (words, values) in part.chunks_exact_mut(2 * count).zip(x.chunks(2)) {
                         words[2 * row] = values[0].to_bits();
                         words[2 * row + 1] = values.get(1).map_or(0, |value| value.to_bits());
@@ -141,6 +147,29 @@ pub(super) fn best(dtype: WeightDtype) -> Kernel {
     *BEST[dtype as usize].get_or_init(|| kernels(dtype)[0])
 }
 
+/// Rows side by side, step by step: `part [steps, rows]`.
+fn interleave<T: Copy>(rows: &[&[T]], part: &mut [u32], word: impl Fn(T) -> u32) {
+    for (step, words) in part.chunks_exact_mut(rows.len()).enumerate() {
+        for (word_, row) in words.iter_mut().zip(rows) {
+            *word_ = word(row[step]);
+        }
+    }
+}
+
+simd_fn! {
+    /// A row as bf16 pairs; an odd last value is paired with 0.
+    fn round_pairs(x: &[f32], pairs: &mut [u32]) {
+        let _ = FMA;
+        let (whole, tail) = x.as_chunks::<2>();
+        for (word, values) in pairs.iter_mut().zip(whole) {
+            *word = pair(values[0], values[1]);
+        }
+        if let ([last], Some(word)) = (tail, pairs.last_mut()) {
+            *word = pair(*last, 0.0);
+        }
+    }
+}
+
 /// Two values as bf16 in one word, the first in the low half.
 #[inline(always)]
 pub(super) fn pair(low: f32, high: f32) -> u32 {
@@ -157,6 +186,7 @@ fn bf16_bits(value: f32) -> u32 {
 simd_fn! {
     fn portable_f32(x: &[u32], panel: &[Line], steps: usize, count: usize, sums: &mut Sums) {
         debug_assert_eq!(x.len(), steps * count);
+        sums[..count].as_flattened_mut().fill(0.0);
         for (x, lines) in x.chunks_exact(count).zip(panel.chunks_exact(PANEL / Line::WORDS)) {
             for (x, sums) in x.iter().zip(sums.iter_mut()) {
                 let x = f32::from_bits(*x);
@@ -173,6 +203,7 @@ simd_fn! {
 simd_fn! {
     fn portable_widened(x: &[u32], panel: &[Line], steps: usize, count: usize, sums: &mut Sums) {
         debug_assert_eq!(x.len(), 2 * steps * count);
+        sums[..count].as_flattened_mut().fill(0.0);
         for (x, lines) in x.chunks_exact(2 * count).zip(panel.chunks_exact(PANEL / Line::WORDS)) {
             for (x, sums) in x.as_chunks::<2>().0.iter().zip(sums.iter_mut()) {
                 let [even, odd] = x.map(f32::from_bits);
