@@ -43,7 +43,7 @@ use self::{
 };
 pub use self::{
     generation::Vocabulary,
-    loader::{load, load_engine},
+    loader::{load, load_engine, load_engine_with_any_tokenizer},
     model_runner::{ModelRunner, Runner},
 };
 use crate::{
@@ -129,6 +129,11 @@ impl<R: Runner> Engine<R> {
             max_model_len,
             next_sequence_id: 0,
         }
+    }
+
+    /// Tokens of the model's vocabulary, padding included.
+    pub fn vocab_size(&self) -> usize {
+        self.runner.vocab_size()
     }
 
     /// Serves one request, with its text as it becomes final. Stop strings are never shown, not even their beginning.

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::memory;
 use crate::{
     config::EngineConfig,
-    model::{Decoder, DecoderConfig, KvCache, PagedBatch},
+    model::{DecoderConfig, InferenceDecoder, KvCache, PagedBatch},
 };
 
 /// Something that turns a batch into logits. [`ModelRunner`] in earnest, a toy with a checkable cache in the tests.
@@ -27,14 +27,14 @@ pub trait Runner {
 
 /// A decoder with its cache.
 pub struct ModelRunner {
-    decoder: Decoder,
+    decoder: InferenceDecoder,
     cache: KvCache,
 }
 
 impl ModelRunner {
     /// Makes the cache, once and for all: room for every seat at full length within a quarter of the memory, and always
     /// for one whole sequence.
-    pub fn new(decoder: Decoder, config: &EngineConfig, max_model_len: usize) -> Result<Self> {
+    pub fn new(decoder: InferenceDecoder, config: &EngineConfig, max_model_len: usize) -> Result<Self> {
         let block_bytes = cache_token_bytes(&decoder.config) * config.block_size;
         let num_blocks = num_cache_blocks(config, max_model_len, block_bytes, cache_budget_bytes());
         tracing::debug!(
@@ -47,7 +47,7 @@ impl ModelRunner {
     }
 
     /// The decoder.
-    pub fn decoder(&self) -> &Decoder {
+    pub fn decoder(&self) -> &InferenceDecoder {
         &self.decoder
     }
 }

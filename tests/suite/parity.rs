@@ -7,7 +7,10 @@ use candle_core::{DType, Device, Tensor};
 use glan::{
     config::{LrSchedule, TrainConfig},
     device::DtypeChoice,
-    model::{Decoder, KvCache, Microbatch, PagedBatch, PagedSequence, Weights, evaluate_loss, loss_and_gradients},
+    model::{
+        Decoder, InferenceDecoder, KvCache, Microbatch, PagedBatch, PagedSequence, Weights, evaluate_loss,
+        loss_and_gradients,
+    },
     train::{Optimizer, Schedule},
 };
 use serde::Deserialize;
@@ -81,12 +84,16 @@ fn load(family: &str) -> Decoder {
     Decoder::load(&fixture(family), &Device::Cpu, DtypeChoice::F32).unwrap()
 }
 
+fn load_packed(family: &str, dtype: DtypeChoice) -> InferenceDecoder {
+    InferenceDecoder::load(&fixture(family), &Device::Cpu, dtype).unwrap()
+}
+
 fn read<T: for<'a> Deserialize<'a>>(family: &str, file: &str) -> T {
     glan::records::read_json(&fixture(family).join(file)).unwrap()
 }
 
 /// Runs `tokens` from position `start` on through one sequence's cache; logits of all rows.
-fn step(model: &Decoder, cache: &mut KvCache, tokens: &[u32], start: usize) -> Vec<Vec<f32>> {
+fn step(model: &InferenceDecoder, cache: &mut KvCache, tokens: &[u32], start: usize) -> Vec<Vec<f32>> {
     let end = start + tokens.len();
     // A scattered table: block i of the sequence is block 7i mod P of the pool.
     let table: Vec<u32> = (0..end.div_ceil(cache.block_size)).map(|i| (i * 7 % cache.num_blocks) as u32).collect();
@@ -117,7 +124,7 @@ fn argmax(logits: &[f32]) -> u32 {
 #[test]
 fn logits_and_greedy_continuations_equal_transformers() {
     for family in FAMILIES {
-        let (model, expected): (_, Expected) = (load(family), read(family, "expected.json"));
+        let (model, expected): (_, Expected) = (load_packed(family, DtypeChoice::F32), read(family, "expected.json"));
         let mut eos = model.config.eos_token_ids.clone();
         eos.sort_unstable();
         assert_eq!(eos, expected.eos_token_ids, "{family}");
@@ -156,8 +163,8 @@ fn scores_equal_transformers_in_the_packed_form_too() {
 
 #[test]
 fn a_rows_logits_have_the_same_bits_at_any_number_of_rows_and_any_cut_of_the_prompt() {
-    for family in FAMILIES {
-        let model = load(family);
+    for (family, dtype) in FAMILIES.into_iter().flat_map(|it| [(it, DtypeChoice::F32), (it, DtypeChoice::Bf16)]) {
+        let model = load_packed(family, dtype);
         let tokens: Vec<u32> = (0..31).map(|i| (i * 13 + 5) % 90).collect();
         let bits = |rows: Vec<Vec<f32>>| -> Vec<Vec<u32>> {
             rows.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
