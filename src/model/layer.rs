@@ -94,7 +94,7 @@ pub fn forward(
             (o, Some(lse))
         }
         Context::Paged { keys, values, slots, sequences, block_size } => {
-            attention::write_cache(&qkv, keys, values, slots, heads)?;
+            attention::write_cache(&qkv, keys, values, slots, *block_size, heads)?;
             (attention::paged(&qkv, keys, values, sequences, *block_size, heads)?, None)
         }
     };
