@@ -15,7 +15,7 @@ use glan_kernels::{
 };
 
 use super::{
-    DecoderConfig, Layout, NamedTensor,
+    Decoder, DecoderConfig, Layout, NamedTensor,
     loader::{Safetensors, TensorSource},
     rope as rope_tables,
 };
@@ -102,6 +102,12 @@ impl InferenceDecoder {
         let config = DecoderConfig::load(directory)?;
         let layout = Layout::new(&config);
         Self::from_source(config, &layout, &Safetensors::open(directory, &layout)?, dtype)
+    }
+
+    /// The weights of a decoder in training, packed in f32: how it answers at this step.
+    pub fn from_decoder(decoder: &Decoder) -> Result<Self> {
+        let arena = Arena(glan_kernels::to_vec(&decoder.weights.arena)?);
+        Self::from_source(decoder.config.clone(), &decoder.layout, &arena, DtypeChoice::F32)
     }
 
     fn from_source(
@@ -229,7 +235,7 @@ impl InferenceDecoder {
         }
         rope::in_place(&qkv, &self.cos, &self.sin, &batch.positions, heads.query + heads.key_value, false)?;
         let (keys, values) = &cache.layers[layer];
-        attention::write_cache(&qkv, keys, values, &batch.slot_mapping, heads)?;
+        attention::write_cache(&qkv, keys, values, &batch.slot_mapping, cache.block_size, heads)?;
         Ok(attention::paged(&qkv, keys, values, sequences, cache.block_size, heads)?)
     }
 
@@ -239,6 +245,17 @@ impl InferenceDecoder {
         let (h_norm, _) = rms_norm::forward(&h, &weights.post_norm, self.config.rms_norm_eps)?;
         let gate_up = weights.gate_up.forward(&h_norm, None, None)?; // [N, 2F]
         Ok(weights.down.forward(&swiglu::forward(&gate_up)?, None, Some(&h))?)
+    }
+}
+
+/// The flat parameters of a [`Decoder`].
+struct Arena(Vec<f32>);
+
+impl TensorSource for Arena {
+    fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()> {
+        let start = tensor.offset + first_row * (tensor.len() / tensor.shape[0]);
+        values.copy_from_slice(&self.0[start..start + values.len()]);
+        Ok(())
     }
 }
 
