@@ -12,7 +12,7 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Tokens per block of the key/value cache.
     pub block_size: usize,
-    /// Whether sequences with the same beginning share its cache blocks.
+    /// Whether requests with the same beginning share its keys and values, and are served next to one another.
     pub enable_prefix_caching: bool,
     /// One fixed order of summation whatever the batch. Always on for f32 on the CPU.
     pub batch_invariant: bool,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Engine, Incoming, Outcome, Runner, Task, generation::Generation, scoring, sequence::Sequence};
+use super::{Engine, Incoming, Outcome, Runner, Task, generation::Generation, scoring, sequence::Sequence, shown_text};
 use crate::{
     chat_template::encode_prompt,
     language_model::{Completion, Prompt, Request, SamplingParams, ScoreRequest},
@@ -13,7 +13,7 @@ impl<R: Runner> Engine<R> {
     pub(super) fn admit(&mut self, work: Incoming) -> Vec<Outcome> {
         match work {
             Incoming::Generate { request, is_streamed } => match self.admit_request(&request, is_streamed) {
-                Ok(()) => Vec::new(),
+                Ok(outcomes) => outcomes,
                 Err(error) => (0..request.sampling.n.max(1))
                     .map(|index| {
                         let failed = Completion::failed(&request.id, format!("{error:#}"));
@@ -31,7 +31,7 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn admit_request(&mut self, request: &Request, is_streamed: bool) -> Result<()> {
+    fn admit_request(&mut self, request: &Request, is_streamed: bool) -> Result<Vec<Outcome>> {
         let sampling = &request.sampling;
         check_sampling(sampling)?;
         let prompt = self.prompt_token_ids(&request.prompt)?;
@@ -46,25 +46,39 @@ impl<R: Runner> Engine<R> {
             Some(constraint) => Some(self.grammars.compile(constraint, &self.vocabulary)?),
             None => None,
         };
+        let mut outcomes = Vec::new();
         for index in 0..sampling.n {
             let state = grammar.as_ref().map(|grammar| grammar.start());
             let tokenizer = &self.vocabulary.tokenizer;
-            let generation = Generation::new(request, index, &prompt, max_new_tokens, state, tokenizer, is_streamed);
-            self.queue(prompt.clone(), prompt.len() - 1, Task::Generate(Box::new(generation)));
+            let mut generation =
+                Generation::new(request, index, &prompt, max_new_tokens, state, tokenizer, is_streamed);
+            let forced = generation.first_tokens(&self.vocabulary);
+            let is_finished = generation.is_finished();
+            let task = Task::Generate(Box::new(generation));
+            let mut sequence = Sequence::new(self.new_sequence_id(), prompt.clone(), prompt.len() - 1, task);
+            forced.into_iter().for_each(|token_id| sequence.push(token_id));
+            if is_finished {
+                // Nothing was left to choose.
+                outcomes.extend(shown_text(&mut sequence.task));
+                outcomes.push(self.outcome(sequence));
+            } else {
+                self.scheduler.add(sequence);
+            }
         }
-        Ok(())
+        Ok(outcomes)
     }
 
     fn admit_scoring(&mut self, request: ScoreRequest) -> Result<()> {
         let (scoring, input, first_wanted) =
             scoring::Scoring::prepare(request, self.prefix_token_id, self.max_model_len, self.runner.vocab_size())?;
-        self.queue(input, first_wanted, Task::Score(scoring));
+        let id = self.new_sequence_id();
+        self.scheduler.add(Sequence::new(id, input, first_wanted, Task::Score(scoring)));
         Ok(())
     }
 
-    fn queue(&mut self, token_ids: Vec<u32>, logits_from: usize, task: Task) {
-        self.scheduler.add(Sequence::new(self.next_sequence_id, token_ids, logits_from, task));
+    fn new_sequence_id(&mut self) -> u64 {
         self.next_sequence_id += 1;
+        self.next_sequence_id - 1
     }
 
     fn prompt_token_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {

@@ -157,11 +157,11 @@ fn dtype_name(dtype: DtypeChoice, device: &Device) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::RopeScaling;
 
-    fn shape() -> DecoderConfig {
+    pub(in crate::engine) fn shape() -> DecoderConfig {
         DecoderConfig {
             model_type: "llama".into(),
             vocab_size: 100,

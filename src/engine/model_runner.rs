@@ -1,6 +1,7 @@
 //! Runs the model on a batch: the decoder and its paged cache. The only file of the engine that holds tensors.
 
 use anyhow::Result;
+use glan_kernels::attention;
 
 use super::memory;
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
 };
 
 /// Something that turns a batch into logits. [`ModelRunner`] in earnest, a toy with a checkable cache in the tests.
-pub trait Runner {
+pub trait Runner: Send {
     /// `V`
     fn vocab_size(&self) -> usize;
 
@@ -18,6 +19,9 @@ pub trait Runner {
 
     /// Tokens per block (`Z`).
     fn block_size(&self) -> usize;
+
+    /// Copies whole blocks of the cache, from and to, one after the other.
+    fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()>;
 
     /// One step: writes the rows' keys and values and returns the logits of `batch.logit_rows`.
     ///
@@ -42,7 +46,12 @@ impl ModelRunner {
             config.block_size,
             (num_blocks * block_bytes) >> 20
         );
-        let cache = decoder.kv_cache(num_blocks, config.block_size)?;
+        Self::with_blocks(decoder, num_blocks, config.block_size)
+    }
+
+    /// A cache of exactly `num_blocks` blocks of `block_size` tokens.
+    pub fn with_blocks(decoder: InferenceDecoder, num_blocks: usize, block_size: usize) -> Result<Self> {
+        let cache = decoder.kv_cache(num_blocks, block_size)?;
         Ok(Self { decoder, cache })
     }
 
@@ -63,6 +72,16 @@ impl Runner for ModelRunner {
 
     fn block_size(&self) -> usize {
         self.cache.block_size
+    }
+
+    fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()> {
+        if !copies.is_empty() {
+            for (keys, values) in &self.cache.layers {
+                attention::copy_blocks(keys, copies, self.cache.block_size)?;
+                attention::copy_blocks(values, copies, self.cache.block_size)?;
+            }
+        }
+        Ok(())
     }
 
     fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {
