@@ -9,6 +9,7 @@ use super::{
     *,
 };
 use crate::{
+    device::DtypeChoice,
     language_model::{Constraint, SamplingParams, TokenLogprob},
     model::{Decoder, DecoderConfig, InferenceDecoder},
     tokenizer::toy,
@@ -119,7 +120,7 @@ fn decoder() -> InferenceDecoder {
         initializer_range: 0.4,
         ..shape()
     };
-    InferenceDecoder::from_decoder(&Decoder::random(config, 3).unwrap()).unwrap()
+    InferenceDecoder::from_decoder(&Decoder::random(config, 3).unwrap(), DtypeChoice::F32).unwrap()
 }
 
 fn real_engine(config: &EngineConfig, num_blocks: usize) -> Engine<ModelRunner> {

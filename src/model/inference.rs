@@ -29,7 +29,7 @@ const MAX_ROWS: usize = 512;
 ///
 /// Slot `block * Z + offset` holds one token. The tensors are made once; block 0 is an ordinary block.
 pub struct KvCache {
-    /// Per layer: keys and values, each `[P * Z, K * D]` in f32.
+    /// Per layer: keys `[P, K, D, Z]` and values `[P, K, Z, D]`, each held as `[P * Z, K * D]` in f32.
     pub layers: Vec<(Tensor, Tensor)>,
     /// `Z`
     pub block_size: usize,
@@ -104,10 +104,10 @@ impl InferenceDecoder {
         Self::from_source(config, &layout, &Safetensors::open(directory, &layout)?, dtype)
     }
 
-    /// The weights of a decoder in training, packed in f32: how it answers at this step.
-    pub fn from_decoder(decoder: &Decoder) -> Result<Self> {
-        let arena = Arena(glan_kernels::to_vec(&decoder.weights.arena)?);
-        Self::from_source(decoder.config.clone(), &decoder.layout, &arena, DtypeChoice::F32)
+    /// Packs the parameters of a decoder that was trained or made in this process.
+    pub fn from_decoder(decoder: &Decoder, dtype: DtypeChoice) -> Result<Self> {
+        let values = glan_kernels::to_vec(&decoder.weights.arena)?;
+        Self::from_source(decoder.config.clone(), &decoder.layout, &Arena(&values), dtype)
     }
 
     fn from_source(
@@ -154,6 +154,13 @@ impl InferenceDecoder {
     /// Number of parameters.
     pub fn num_parameters(&self) -> usize {
         self.num_parameters
+    }
+
+    /// Bytes of the matrices as they are held.
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]);
+        let all = layers.flatten().chain([&self.embed_tokens]).chain(&self.lm_head);
+        all.map(PackedWeight::bytes).sum()
     }
 
     /// An empty cache of `num_blocks` blocks for this model.
@@ -248,12 +255,12 @@ impl InferenceDecoder {
     }
 }
 
-/// The flat parameters of a [`Decoder`].
-struct Arena(Vec<f32>);
+/// Parameters that are in memory already, `[P]`.
+struct Arena<'a>(&'a [f32]);
 
-impl TensorSource for Arena {
+impl TensorSource for Arena<'_> {
     fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()> {
-        let start = tensor.offset + first_row * (tensor.len() / tensor.shape[0]);
+        let start = tensor.offset + first_row * tensor.shape[1..].iter().product::<usize>();
         values.copy_from_slice(&self.0[start..start + values.len()]);
         Ok(())
     }

@@ -180,6 +180,40 @@ fn a_rows_logits_have_the_same_bits_at_any_number_of_rows_and_any_cut_of_the_pro
     }
 }
 
+#[test]
+fn sequences_have_the_bits_that_they_have_alone_when_a_step_is_wider_than_the_layers_take_at_once() {
+    for (family, dtype) in [("mistral_sliding", DtypeChoice::F32), ("qwen3", DtypeChoice::Bf16)] {
+        let model = load_packed(family, dtype);
+        let tokens: Vec<u32> = (0..31).map(|i| (i * 17 + 3) % 90).collect();
+        let alone = step(&model, &mut model.kv_cache(16, 8).unwrap(), &tokens, 0);
+        let mut batch = PagedBatch::default();
+        for sequence in 0..20u32 {
+            batch.token_ids.extend(&tokens);
+            batch.positions.extend(0..31);
+            batch.slot_mapping.extend(sequence * 32..sequence * 32 + 31);
+            let block_table = (sequence * 4..sequence * 4 + 4).collect();
+            batch.sequences.push(PagedSequence { query_len: 31, context_len: 31, block_table });
+            batch.logit_rows.push(sequence * 31 + 30);
+        }
+        let logits = model.forward_paged(&batch, &mut model.kv_cache(80, 8).unwrap()).unwrap();
+        let last: Vec<u32> = alone[30].iter().map(|logit| logit.to_bits()).collect();
+        for row in logits.chunks(model.config.vocab_size) {
+            assert_eq!(row.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>(), last, "{family}");
+        }
+    }
+}
+
+#[test]
+fn bf16_halves_the_weights_and_stays_near_f32() {
+    for family in FAMILIES {
+        let (f32, bf16) = (load_packed(family, DtypeChoice::F32), load_packed(family, DtypeChoice::Bf16));
+        assert!(bf16.weight_bytes() * 2 <= f32.weight_bytes() + f32.weight_bytes() / 50, "{family}");
+        let tokens: Vec<u32> = (0..31).map(|i| (i * 13 + 5) % 90).collect();
+        let run = |model: &InferenceDecoder| step(model, &mut model.kv_cache(16, 8).unwrap(), &tokens, 0).concat();
+        tolerance::close_norm(family, &run(&bf16), &run(&f32), tolerance::BF16_LOGITS);
+    }
+}
+
 fn training_batch(expected: &TrainExpected) -> Microbatch {
     let mut batch = Microbatch::default();
     for sequence in &expected.sequences {
