@@ -1,4 +1,4 @@
-//! Reads safetensors, one file or several, into an arena.
+//! Reads safetensors, one file or several, into an arena; a GGUF file is [`GgufTensors`]' to read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,20 +13,30 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::{Layout, NamedTensor};
-use crate::{device::DtypeChoice, records::read_json};
+use super::{GgufTensors, Layout, NamedTensor};
+use crate::{device::DtypeChoice, gguf::is_gguf, records::read_json};
 
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// All parameters of a model directory as one f32 arena, `[P]`.
+/// All parameters of a model directory or a GGUF file as one f32 arena, `[P]`.
 ///
 /// With `DtypeChoice::Bf16` the values are rounded to bfloat16 (the arithmetic stays in f32).
 ///
 /// **Errors**: name the file and the tensor; a truncated file, a missing tensor, another shape than `config.json` says.
 pub fn load_arena(directory: &Path, layout: &Layout, dtype: DtypeChoice) -> Result<Tensor> {
+    let mut values =
+        if is_gguf(directory) { GgufTensors::open(directory)?.arena(layout)? } else { arena(directory, layout)? };
+    if dtype == DtypeChoice::Bf16 {
+        values.par_iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+    }
+    Ok(Tensor::from_vec(values, layout.len, &Device::Cpu)?)
+}
+
+/// The values of a directory's safetensors files.
+fn arena(directory: &Path, layout: &Layout) -> Result<Vec<f32>> {
     let mut values = vec![0f32; layout.len];
     let mut missing: BTreeSet<&str> = layout.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     for path in files(directory)? {
@@ -65,10 +75,7 @@ pub fn load_arena(directory: &Path, layout: &Layout, dtype: DtypeChoice) -> Resu
             some.join("`, `")
         );
     }
-    if dtype == DtypeChoice::Bf16 {
-        values.par_iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
-    }
-    Ok(Tensor::from_vec(values, layout.len, &Device::Cpu)?)
+    Ok(values)
 }
 
 /// The safetensors files of a model directory.

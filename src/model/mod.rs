@@ -8,6 +8,7 @@
 mod config;
 mod decoder;
 mod export;
+mod gguf;
 mod layer;
 mod layout;
 mod loader;
@@ -18,6 +19,8 @@ pub use self::{
     config::{DecoderConfig, RopeScaling},
     decoder::{Decoder, KvCache, PagedBatch, PagedSequence},
     export::{export, write_config},
+    gguf::{GgufPlan, GgufTensors, Quantization},
     layout::{Layout, NamedTensor, Weights},
+    loader::load_arena,
     train_step::{Microbatch, evaluate_loss, loss_and_gradients},
 };
