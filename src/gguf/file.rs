@@ -81,12 +81,17 @@ impl GgufFile {
             .with_context(|| format!("tensor `{}` of `{}`", tensor.name, self.path.display()))
     }
 
-    /// The values of one row of a tensor, `[shape[1]]`; of a vector, each value is a row.
-    pub fn read_row(&self, tensor: &TensorInfo, row: usize, out: &mut [f32]) -> Result<()> {
-        let row_bytes = tensor.bytes.len() / tensor.shape[0].max(1);
-        let start = tensor.bytes.start + row * row_bytes;
-        blocks::dequantize(tensor.kind, &self.map[start..start + row_bytes], out)
-            .with_context(|| format!("row {row} of tensor `{}` of `{}`", tensor.name, self.path.display()))
+    /// The values of whole rows of a tensor, from `first` on; of a vector, each value is a row.
+    pub fn read_rows(&self, tensor: &TensorInfo, first: usize, out: &mut [f32]) -> Result<()> {
+        let rows = tensor.shape[0].max(1);
+        let (row_len, row_bytes) = (tensor.shape[1..].iter().product::<usize>(), tensor.bytes.len() / rows);
+        let count = out.len() / row_len.max(1);
+        if first + count > rows {
+            bail!("tensor `{}` has {rows} rows, asked for are {first} to {}", tensor.name, first + count);
+        }
+        let start = tensor.bytes.start + first * row_bytes;
+        blocks::dequantize(tensor.kind, &self.map[start..start + count * row_bytes], out)
+            .with_context(|| format!("rows of tensor `{}` of `{}`", tensor.name, self.path.display()))
     }
 }
 

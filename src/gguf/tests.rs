@@ -72,9 +72,10 @@ fn what_is_written_is_read_again_with_every_type_within_its_bound() {
                 assert!((source - got).abs() <= bound, "{}: {got} for {source}, bound {bound}", plan.name);
             }
         }
-        let mut row = vec![f32::NAN; 512];
-        file.read_row(info, 1, &mut row).unwrap();
-        assert_eq!(row, whole[512..1024], "{}: a row alone", plan.name);
+        let mut rows = vec![f32::NAN; 1024];
+        file.read_rows(info, 1, &mut rows).unwrap();
+        assert_eq!(rows, whole[512..], "{}: two rows of three", plan.name);
+        assert!(file.read_rows(info, 2, &mut rows).is_err(), "there is one row after row 2");
     }
 }
 

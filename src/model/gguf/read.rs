@@ -55,27 +55,27 @@ impl GgufTensors {
         Ok(Some(info))
     }
 
-    /// The tensor's values in f32, `out` as long as the tensor; false where the file does not have it.
-    pub fn fill(&self, tensor: &NamedTensor, out: &mut [f32]) -> Result<bool> {
-        let Some(info) = self.find(tensor)? else { return Ok(false) };
-        if is_permuted(&self.architecture, &tensor.name) {
-            let rows = tensor.shape[0];
-            if !rows.is_multiple_of(self.head_dim) {
-                bail!("tensor `{}` has {rows} rows, which heads of {} do not fill", info.name, self.head_dim);
-            }
-            out.par_chunks_mut(out.len() / rows)
-                .enumerate()
-                .try_for_each(|(row, out)| self.file.read_row(info, permuted_row(row, self.head_dim), out))?;
-        } else {
-            self.file.read(info, out)?;
+    /// Whole rows of a tensor in f32 (slices along its first dimension), from `first` on.
+    ///
+    /// **Errors**: a tensor or a row that the file does not have; a type that is not known.
+    pub fn read_rows(&self, tensor: &NamedTensor, first: usize, out: &mut [f32]) -> Result<()> {
+        let info = self.find(tensor)?;
+        let info = info.with_context(|| format!("`{}` has no tensor `{}`", self.file.path.display(), tensor.name))?;
+        if !is_permuted(&self.architecture, &tensor.name) {
+            return self.file.read_rows(info, first, out);
         }
-        Ok(true)
+        if !tensor.shape[0].is_multiple_of(self.head_dim) {
+            bail!("tensor `{}` has {} rows, which heads of {} do not fill", info.name, tensor.shape[0], self.head_dim);
+        }
+        out.par_chunks_mut(tensor.len() / tensor.shape[0])
+            .enumerate()
+            .try_for_each(|(row, out)| self.file.read_rows(info, permuted_row(first + row, self.head_dim), out))
     }
 
-    /// All tensors of a layout, one after another.
+    /// Checks that every tensor of `layout` is there with its shape.
     ///
-    /// **Errors**: a tensor that is missing or has another shape, found before anything is allocated.
-    pub fn arena(&self, layout: &Layout) -> Result<Vec<f32>> {
+    /// **Errors**: a tensor that is missing or has another shape.
+    pub fn check(&self, layout: &Layout) -> Result<()> {
         let mut missing = Vec::new();
         for tensor in layout.tensors.iter() {
             if self.find(tensor)?.is_none() {
@@ -90,13 +90,21 @@ impl GgufTensors {
                 layout.tensors.len()
             );
         }
+        Ok(())
+    }
+
+    /// All tensors of a layout, one after another.
+    ///
+    /// **Errors**: those of [`GgufTensors::check`], found before anything is allocated.
+    pub fn arena(&self, layout: &Layout) -> Result<Vec<f32>> {
+        self.check(layout)?;
         let mut values = vec![0f32; layout.len];
         let mut rest = values.as_mut_slice();
         for tensor in layout.tensors.iter() {
             // One after another: a tensor is itself unpacked by all threads.
             let (part, tail) = rest.split_at_mut(tensor.len());
             rest = tail;
-            self.fill(tensor, part)?;
+            self.read_rows(tensor, 0, part)?;
         }
         Ok(values)
     }
