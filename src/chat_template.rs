@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use minijinja::{Environment, Value};
 
 use crate::{
+    gguf::{CHAT_TEMPLATE, GgufFile, is_gguf},
     language_model::Message,
     tokenizer::{Tokenizer, optional_json},
 };
@@ -30,10 +31,18 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a model directory (`chat_template.jinja`, else the key in `tokenizer_config.json`), if any.
+    /// The template of a model directory (`chat_template.jinja`, else the key in `tokenizer_config.json`) or of a GGUF
+    /// file (`tokenizer.chat_template`), if any.
     ///
     /// **Errors**: a template that does not compile, or a list of templates without one named `default`.
     pub fn load(directory: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        if is_gguf(directory) {
+            let file = GgufFile::open(directory)?;
+            let Some(source) = file.header.metadata.text(CHAT_TEMPLATE)? else { return Ok(None) };
+            return Self::new(source.to_owned(), tokenizer)
+                .with_context(|| format!("in `{}`", directory.display()))
+                .map(Some);
+        }
         let path = directory.join("chat_template.jinja");
         if path.is_file() {
             let source = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;

@@ -50,6 +50,8 @@ enum Command {
     Chat(commands::chat::ChatArgs),
     /// What a model, a data file or a run directory holds.
     Inspect(commands::inspect::InspectArgs),
+    /// Write a model as one GGUF file or as a Hugging Face directory, and check what was written.
+    Export(commands::export::ExportArgs),
     /// Download a model into the Hugging Face cache.
     Fetch(commands::fetch::FetchArgs),
     /// Measure how fast this machine is.
@@ -94,7 +96,7 @@ impl StageArgs {
 /// How a model is loaded by the commands that take one.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// Model directory, or `org/name` in the Hugging Face cache.
+    /// Model directory, GGUF file, or `org/name` in the Hugging Face cache.
     #[arg(long, value_name = "DIR")]
     pub model: String,
     /// Type of the weights.
@@ -134,6 +136,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Score(args) => commands::score::main(&args),
         Command::Chat(args) => commands::chat::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
+        Command::Export(args) => commands::export::main(&args),
         Command::Fetch(args) => commands::fetch::main(&args),
         Command::Bench(args) => commands::bench::main(&args),
         Command::Doctor(args) => commands::doctor::main(&args),

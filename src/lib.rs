@@ -15,6 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
+pub mod gguf;
 pub mod interrupt;
 pub mod language_model;
 pub mod model;

@@ -1,5 +1,5 @@
-//! Finds a model that is named by directory or as `org/name` in the Hugging Face cache, and says which one it is.
-//! Never opens a socket.
+//! Finds a model that is named by directory, by GGUF file or as `org/name` in the Hugging Face cache, and says which one
+//! it is. Never opens a socket.
 
 use std::{
     ffi::OsString,
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::error::usage;
+use crate::{error::usage, gguf::is_gguf};
 
 /// The environment variables of the Hugging Face ecosystem that this program reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,9 +71,10 @@ impl HubEnvironment {
     }
 }
 
-/// The directory of a model.
+/// The directory of a model, or its GGUF file.
 ///
-/// Looked for in this order: a directory of that name; `models--org--name/snapshots/<refs/main>` under
+/// Looked for in this order: a GGUF file or a directory of that name (a directory that holds one GGUF file and no
+/// safetensors stands for that file); `models--org--name/snapshots/<refs/main>` under
 /// `$HF_HUB_CACHE`, else `$HF_HOME/hub`, else `$XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`.
 ///
 /// **Errors**: usage, naming every place looked at and `glan fetch`.
@@ -88,13 +89,16 @@ pub fn resolve_in(name: &str, environment: &HubEnvironment) -> Result<PathBuf> {
     }
     let directory = PathBuf::from(name);
     if directory.is_dir() {
+        return only_gguf(directory);
+    }
+    if is_gguf(&directory) && directory.is_file() {
         return Ok(directory);
     }
-    let mut places = vec![format!("directory `{name}`")];
+    let mut places = vec![if is_gguf(&directory) { format!("file `{name}`") } else { format!("directory `{name}`") }];
     let advice = if is_repository(name) {
         match environment.cache().map(|cache| cache.join(repository_folder(name))) {
             Some(folder) => match snapshot(&folder) {
-                Ok(found) => return Ok(found),
+                Ok(found) => return only_gguf(found),
                 Err(place) => places.push(place),
             },
             None => places.push("no Hugging Face cache: neither `HF_HOME` nor a home directory is set".into()),
@@ -106,6 +110,23 @@ pub fn resolve_in(name: &str, environment: &HubEnvironment) -> Result<PathBuf> {
             .to_owned()
     };
     Err(usage(format!("no model `{name}`; looked for {}; {advice}", places.join(" and "))))
+}
+
+/// The GGUF file of a directory that holds nothing else to load; else the directory.
+///
+/// **Errors**: usage, where there are several to choose from.
+fn only_gguf(directory: PathBuf) -> Result<PathBuf> {
+    let mut files = weight_files(&directory)?;
+    files.retain(|path| is_gguf(path));
+    match files.len() {
+        0 => Ok(directory),
+        1 => Ok(files.remove(0)),
+        several => Err(usage(format!(
+            "`{}` holds {several} GGUF files, such as `{}`; name the one to load",
+            directory.display(),
+            files[0].file_name().unwrap_or_default().to_string_lossy()
+        ))),
+    }
 }
 
 /// Whether a name has the form `org/name`.
@@ -145,8 +166,11 @@ fn snapshot(folder: &Path) -> Result<PathBuf, String> {
     }
 }
 
-/// A model's weight files in the order of their names: its safetensors files, else its GGUF file.
+/// A model's weight files in the order of their names: its safetensors files, else its GGUF files.
 pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    if is_gguf(directory) && directory.is_file() {
+        return Ok(vec![directory.to_owned()]);
+    }
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read folder `{}`", directory.display()))?;
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in entries {
@@ -161,7 +185,7 @@ pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(if safetensors.is_empty() { with_extension("gguf") } else { safetensors })
 }
 
-/// Which model a directory holds: 16 hexadecimal digits of a BLAKE3 hash over the names and bytes of `config.json` and
+/// Which model a directory or a GGUF file holds: 16 hexadecimal digits of a BLAKE3 hash over the names and bytes of `config.json` and
 /// of every weight file.
 ///
 /// **Errors**: neither a configuration nor weights, or a file that cannot be read.
@@ -246,6 +270,28 @@ mod tests {
         let error = resolve_in("org/name", &HubEnvironment::default()).expect_err("there is no cache");
         assert!(error.to_string().contains("HF_HOME"), "{error}");
         assert_eq!(resolve_in(hub.path().to_str().unwrap(), &environment).unwrap(), hub.path());
+    }
+
+    #[test]
+    fn a_gguf_file_is_found_by_its_name_or_as_the_only_one_of_its_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let environment = HubEnvironment { hub_cache: Some(folder.path().to_owned()), ..HubEnvironment::default() };
+        let resolve = |path: &Path| resolve_in(path.to_str().unwrap(), &environment);
+        let file = folder.path().join("m/a.gguf");
+        let error = resolve(&file).expect_err("it is not there").to_string();
+        assert!(error.contains("file `"), "{error}");
+        write(&file, "GGUF");
+        assert_eq!(resolve(&file).unwrap(), file);
+        assert_eq!(resolve(&folder.path().join("m")).unwrap(), file);
+        let hash = hash_model(&file).unwrap();
+        write(&folder.path().join("m/b.gguf"), "GGUF");
+        let error = resolve(&folder.path().join("m")).expect_err("two files to choose from");
+        assert!(error.to_string().contains("2 GGUF files") && crate::error::exit_code(&error) == 2, "{error}");
+        assert_eq!(hash_model(&file).unwrap(), hash, "the file beside it is another model");
+        write(&folder.path().join("m/model.safetensors"), "");
+        assert_eq!(resolve(&folder.path().join("m")).unwrap(), folder.path().join("m"));
+        write(&folder.path().join("models--org--a/snapshots/one/x.gguf"), "GGUF");
+        assert!(resolve_in("org/a", &environment).unwrap().ends_with("x.gguf"));
     }
 
     #[test]

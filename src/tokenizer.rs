@@ -5,6 +5,7 @@
 //! the `tokenizers` crate does not: which *bytes* a token stands for ([`Tokenizer::token_bytes`]), on which constrained
 //! decoding and streaming rest.
 
+mod gguf;
 mod pieces;
 mod synthetic;
 #[cfg(test)]
@@ -23,8 +24,14 @@ use serde_json::Value;
 use tokenizers::PostProcessorWrapper;
 
 use self::pieces::PieceRule;
-pub use self::pieces::StreamDecoder;
-use crate::error::Failure;
+pub use self::{
+    gguf::{Described, SAMPLES},
+    pieces::StreamDecoder,
+};
+use crate::{
+    error::Failure,
+    gguf::{GgufFile, is_gguf},
+};
 
 /// Every file that belongs to a tokenizer; a directory holds some of them.
 const FILES: [&str; 6] = [
@@ -65,10 +72,14 @@ enum BosRule {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` of a model directory.
+    /// Reads `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` of a model directory, or the
+    /// metadata of a GGUF file.
     ///
     /// **Errors**: missing input, when there is no `tokenizer.json`; else the damaged file and what to do.
     pub fn load(directory: &Path) -> Result<Self> {
+        if is_gguf(directory) {
+            return Self::load_gguf(directory);
+        }
         let path = directory.join("tokenizer.json");
         if !path.is_file() {
             return Err(Failure::MissingInput(format!(
@@ -278,9 +289,13 @@ impl Tokenizer {
         FILES.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect()
     }
 
-    /// Copies the tokenizer's files, chat template included, from one directory to another.
+    /// Copies the tokenizer's files, chat template included, from one directory to another. Those of a GGUF file are
+    /// written out of its metadata.
     pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
         fs::create_dir_all(to).with_context(|| format!("cannot create folder `{}`", to.display()))?;
+        if is_gguf(from) {
+            return Self::load_gguf(from)?.save_files(&GgufFile::open(from)?, to);
+        }
         for path in Self::files(from) {
             let target = to.join(path.file_name().expect("the path was joined from a file name"));
             // Not `fs::copy`: it keeps a read-only mode, and a second run could then not overwrite its own output.

@@ -1,5 +1,7 @@
 //! `glan inspect`: what a model, a data file or a run directory holds. Reads headers and rows, loads no weights.
 
+mod gguf;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -16,6 +18,7 @@ use serde_json::{Map, Value};
 use crate::{
     chat_template::{ChatTemplate, encode_prompt_with_offsets},
     error::usage,
+    gguf::is_gguf,
     language_model::Message,
     model::DecoderConfig,
     model_dir, records, telemetry,
@@ -26,13 +29,13 @@ use crate::{
 /// Arguments of `glan inspect`.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
-    /// A model directory (or `org/name` in the Hugging Face cache), a run directory, or a .jsonl file.
-    #[arg(value_name = "PATH", required_unless_present = "data", conflicts_with = "data")]
+    /// A model directory (or `org/name` in the Hugging Face cache), a GGUF file, a run directory, or a .jsonl file.
+    #[arg(value_name = "PATH", required_unless_present_any = ["data", "model"], conflicts_with = "data")]
     pub path: Option<String>,
     /// A file of rows.
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// Show the rows as this model is trained on them.
+    /// With `--data`: show the rows as this model is trained on them. Alone: the model to look at.
     #[arg(long, value_name = "DIR")]
     pub model: Option<String>,
     /// Machine-readable result on stdout.
@@ -42,20 +45,26 @@ pub struct InspectArgs {
 
 /// Runs the command.
 pub fn main(args: &InspectArgs) -> Result<()> {
-    let path = args.path.as_deref().unwrap_or_default();
-    let data = args.data.clone().or_else(|| Path::new(path).is_file().then(|| PathBuf::from(path)));
+    let alone = args.model.as_deref().filter(|_| args.path.is_none() && args.data.is_none());
+    let path = args.path.as_deref().or(alone).unwrap_or_default();
+    let is_rows = |path: &&str| alone.is_none() && Path::new(path).is_file() && !is_gguf(Path::new(path));
+    let data = args.data.clone().or_else(|| Some(path).filter(is_rows).map(PathBuf::from));
     if let Some(data) = data {
         let rows = DataFindings::of(&data, args.model.as_deref())?;
         return show(&rows, args.json, DataFindings::text);
     }
-    if args.model.is_some() {
+    if args.model.is_some() && alone.is_none() {
         return Err(usage("`--model` goes with `--data FILE`; to look at a model, give its directory alone"));
     }
     let directory = Path::new(path);
-    if is_run_directory(directory) {
+    if alone.is_none() && is_run_directory(directory) {
         return show(&RunFindings::of(directory), args.json, RunFindings::text);
     }
     let directory = model_dir::resolve(path)?;
+    if is_gguf(&directory) {
+        let findings = (ModelFindings::of(path, &directory)?, gguf::GgufFindings::of(&directory)?);
+        return show(&gguf::Both::of(&findings), args.json, gguf::Both::text);
+    }
     if !directory.join("config.json").is_file() && model_dir::weight_files(&directory)?.is_empty() {
         return Err(usage(format!(
             "`{path}` is neither a model (no `config.json`, no weights) nor a run (no `run.toml`)"
@@ -88,7 +97,7 @@ struct ModelFindings {
     tie_word_embeddings: Option<bool>,
     weight_files: usize,
     weight_bytes: u64,
-    /// Elements of all tensors of the safetensors files; `None` for other formats.
+    /// Elements of all tensors; `None` where no file says so.
     num_parameters: Option<u64>,
     /// Elements by type.
     dtypes: BTreeMap<String, u64>,
@@ -98,10 +107,13 @@ struct ModelFindings {
 
 impl ModelFindings {
     fn of(name: &str, directory: &Path) -> Result<Self> {
-        let raw: Map<String, Value> = records::read_json(&directory.join("config.json")).unwrap_or_default();
         let config = DecoderConfig::load(directory);
+        let raw: Map<String, Value> = match &config {
+            Ok(config) => config.raw.clone(),
+            Err(_) => records::read_json(&directory.join("config.json")).unwrap_or_default(),
+        };
         let files = model_files(directory)?;
-        let mut dtypes: BTreeMap<String, u64> = BTreeMap::new();
+        let mut dtypes: BTreeMap<String, u64> = gguf::elements_by_type(directory)?;
         for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "safetensors")) {
             for tensor in safetensors_header(file)?.into_iter().filter(|(name, _)| name != "__metadata__") {
                 let shape = tensor.1["shape"].as_array().cloned().unwrap_or_default();

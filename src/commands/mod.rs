@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chat;
 pub mod complete;
 pub mod doctor;
+pub mod export;
 pub mod fetch;
 pub mod inspect;
 pub mod pipeline;

@@ -208,6 +208,10 @@ fn hash_files(directory: &Path) -> Result<String> {
         "special_tokens_map.json",
         "chat_template.jinja",
     ];
+    if directory.is_file() {
+        // A GGUF file holds all of it itself.
+        return model_dir::hash_model(directory);
+    }
     let cannot_read = |path: &Path| format!("cannot read `{}`", path.display());
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory).with_context(|| cannot_read(directory))? {

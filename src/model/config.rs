@@ -8,7 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
-use crate::records::read_json;
+use super::GgufTensors;
+use crate::{gguf::is_gguf, records::read_json};
 
 /// Architectures that this program computes.
 pub const MODEL_TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
@@ -84,10 +85,16 @@ pub enum RopeScaling {
 }
 
 impl DecoderConfig {
-    /// Reads `config.json` (and `generation_config.json`) of a model directory.
+    /// Reads `config.json` (and `generation_config.json`) of a model directory, or the metadata of a GGUF file.
     ///
     /// **Errors**: name the file, the key and what is supported.
     pub fn load(directory: &Path) -> Result<Self> {
+        if is_gguf(directory) {
+            let raw = GgufTensors::config_json(directory);
+            return raw
+                .and_then(|raw| Self::parse(raw, &Map::new()))
+                .with_context(|| format!("in `{}`", directory.display()));
+        }
         let path = directory.join("config.json");
         if !path.exists() {
             bail!(

@@ -25,7 +25,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads weights from a Hugging Face directory.
+    /// Loads weights from a Hugging Face directory or a GGUF file.
     ///
     /// **Errors**: a missing, truncated or ill-shaped file, by name.
     pub fn load(directory: &Path, device: &Device, dtype: DtypeChoice) -> Result<Self> {
@@ -34,7 +34,7 @@ impl Decoder {
         }
         let config = DecoderConfig::load(directory)?;
         let layout = Layout::new(&config);
-        let arena = loader::load_arena(&loader::Safetensors::open(directory, &layout)?, &layout, dtype)?;
+        let arena = loader::load_arena(directory, &layout, dtype)?;
         Self::from_arena(config, layout, arena)
     }
 

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, path::Path};
 
 use anyhow::{Context, Result};
-use half::bf16;
+use half::{bf16, f16};
 use safetensors::{Dtype, View};
 use serde_json::{Map, Value, json};
 
@@ -12,7 +12,7 @@ use crate::records::{write_atomic, write_json};
 
 /// Writes `config.json` (in the older, widely read spelling), `generation_config.json` and `model.safetensors`.
 ///
-/// `dtype` is `f32` or `bf16`; `eos_token_ids` end a sequence. Tokenizer files are copied by the caller.
+/// `dtype` is `f32`, `bf16` or `f16`; `eos_token_ids` end a sequence. Tokenizer files are copied by the caller.
 pub fn export(model: &Decoder, directory: &Path, dtype: Dtype, eos_token_ids: &[u32]) -> Result<()> {
     std::fs::create_dir_all(directory).with_context(|| format!("cannot create `{}`", directory.display()))?;
     write_config(&model.config, directory, dtype, eos_token_ids)?;
@@ -29,7 +29,11 @@ pub fn export(model: &Decoder, directory: &Path, dtype: Dtype, eos_token_ids: &[
 /// Writes `config.json` and `generation_config.json` alone.
 pub fn write_config(config: &DecoderConfig, directory: &Path, dtype: Dtype, eos_token_ids: &[u32]) -> Result<()> {
     let mut raw = older_spelling(config.raw.clone());
-    let dtype = if dtype == Dtype::F32 { "float32" } else { "bfloat16" };
+    let dtype = match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        _ => "bfloat16",
+    };
     raw.insert("torch_dtype".into(), dtype.into());
     raw.insert("eos_token_id".into(), one_or_list(eos_token_ids));
     write_json(&directory.join("config.json"), &raw)?;
@@ -74,10 +78,10 @@ impl View for Part<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        if self.dtype == Dtype::F32 {
-            self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
-        } else {
-            self.values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()
+        match self.dtype {
+            Dtype::F32 => self.values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Dtype::F16 => self.values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+            _ => self.values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
         }
     }
 

@@ -16,7 +16,7 @@ use glan_kernels::{
 
 use super::{
     Decoder, DecoderConfig, Layout, NamedTensor,
-    loader::{Safetensors, TensorSource},
+    loader::{self, TensorSource},
     rope as rope_tables,
 };
 use crate::device::DtypeChoice;
@@ -106,7 +106,7 @@ struct PackedLayer {
 }
 
 impl InferenceDecoder {
-    /// Loads weights from a Hugging Face directory; `DtypeChoice::Bf16` holds the matrices in bf16.
+    /// Loads weights from a Hugging Face directory or a GGUF file; `DtypeChoice::Bf16` holds the matrices in bf16.
     ///
     /// **Errors**: a missing, truncated or ill-shaped file, by name.
     pub fn load(directory: &Path, device: &Device, dtype: DtypeChoice) -> Result<Self> {
@@ -115,7 +115,7 @@ impl InferenceDecoder {
         }
         let config = DecoderConfig::load(directory)?;
         let layout = Layout::new(&config);
-        Self::from_source(config, &layout, &Safetensors::open(directory, &layout)?, dtype)
+        Self::from_source(config, &layout, loader::open(directory, &layout)?.as_ref(), dtype)
     }
 
     /// Packs the parameters of a decoder that was trained or made in this process.
@@ -127,7 +127,7 @@ impl InferenceDecoder {
     fn from_source(
         config: DecoderConfig,
         layout: &Layout,
-        source: &impl TensorSource,
+        source: &dyn TensorSource,
         dtype: DtypeChoice,
     ) -> Result<Self> {
         let dtype = if dtype == DtypeChoice::Bf16 { WeightDtype::Bf16 } else { WeightDtype::F32 };
@@ -316,7 +316,7 @@ fn pieces(batch: &PagedBatch, max_rows: usize) -> Vec<Cow<'_, PagedBatch>> {
 }
 
 /// Matrices of one width, one above the other, packed.
-fn pack(source: &impl TensorSource, parts: &[NamedTensor], dtype: WeightDtype) -> Result<PackedWeight> {
+fn pack(source: &dyn TensorSource, parts: &[NamedTensor], dtype: WeightDtype) -> Result<PackedWeight> {
     let inner = parts[0].shape[1];
     let out = parts.iter().map(|part| part.shape[0]).sum();
     PackedWeight::pack((out, inner), dtype, |mut first, mut rows| {
@@ -335,7 +335,7 @@ fn pack(source: &impl TensorSource, parts: &[NamedTensor], dtype: WeightDtype) -
 }
 
 /// Vectors one after the other.
-fn stack(source: &impl TensorSource, parts: &[NamedTensor]) -> Result<Tensor> {
+fn stack(source: &dyn TensorSource, parts: &[NamedTensor]) -> Result<Tensor> {
     let mut values = Vec::new();
     for part in parts {
         let start = values.len();

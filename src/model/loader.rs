@@ -1,4 +1,5 @@
-//! Reads the tensors of a model directory: safetensors, one file or several, mapped and never read as a whole.
+//! Reads the tensors of a model: safetensors, one file or several, mapped and never read as a whole; a GGUF file is
+//! [`GgufTensors`]' to read.
 
 use std::{
     collections::BTreeSet,
@@ -14,8 +15,8 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 use serde::Deserialize;
 
-use super::{Layout, NamedTensor};
-use crate::{device::DtypeChoice, records::read_json};
+use super::{GgufTensors, Layout, NamedTensor};
+use crate::{device::DtypeChoice, gguf::is_gguf, records::read_json};
 
 /// Where a model's named tensors come from.
 pub trait TensorSource: Sync {
@@ -101,6 +102,12 @@ impl Safetensors {
     }
 }
 
+impl TensorSource for GgufTensors {
+    fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()> {
+        GgufTensors::read_rows(self, tensor, first_row, values)
+    }
+}
+
 impl TensorSource for Safetensors {
     fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()> {
         let (file, info) = self.find(&tensor.name)?;
@@ -121,10 +128,26 @@ impl TensorSource for Safetensors {
     }
 }
 
-/// All parameters as one f32 arena, `[P]`.
+/// The tensors of a model directory or of a GGUF file, which all of `layout` are in.
+///
+/// **Errors**: name the file and the tensor; a truncated file, a missing tensor, another shape than the configuration
+/// asks for.
+pub fn open(model: &Path, layout: &Layout) -> Result<Box<dyn TensorSource>> {
+    if is_gguf(model) {
+        let tensors = GgufTensors::open(model)?;
+        tensors.check(layout)?;
+        return Ok(Box::new(tensors));
+    }
+    Ok(Box::new(Safetensors::open(model, layout)?))
+}
+
+/// All parameters of a model directory or a GGUF file as one f32 arena, `[P]`.
 ///
 /// With `DtypeChoice::Bf16` the values are rounded to bfloat16 (the arithmetic stays in f32).
-pub fn load_arena(source: &impl TensorSource, layout: &Layout, dtype: DtypeChoice) -> Result<Tensor> {
+///
+/// **Errors**: those of [`open`].
+pub fn load_arena(model: &Path, layout: &Layout, dtype: DtypeChoice) -> Result<Tensor> {
+    let source = open(model, layout)?;
     let mut values = vec![0f32; layout.len];
     let mut rest = values.as_mut_slice();
     let mut parts = Vec::new();

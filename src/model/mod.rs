@@ -8,6 +8,7 @@
 mod config;
 mod decoder;
 mod export;
+mod gguf;
 mod inference;
 mod layer;
 mod layout;
@@ -19,7 +20,9 @@ pub use self::{
     config::{DecoderConfig, RopeScaling},
     decoder::Decoder,
     export::{export, write_config},
+    gguf::{GgufPlan, GgufTensors, Quantization},
     inference::{InferenceDecoder, KvCache, PagedBatch, PagedSequence},
     layout::{Layout, NamedTensor, Weights},
+    loader::load_arena,
     train_step::{Microbatch, evaluate_loss, loss_and_gradients},
 };

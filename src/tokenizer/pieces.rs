@@ -38,6 +38,11 @@ impl PieceRule {
         Ok(rule)
     }
 
+    /// Whether tokens are spelled in GPT-2's alphabet.
+    pub(super) fn is_byte_level(&self) -> bool {
+        self.byte_level
+    }
+
     fn read(&mut self, decoder: &Value) {
         let text = |key: &str| decoder.get(key).and_then(Value::as_str).unwrap_or_default();
         match text("type") {
@@ -128,7 +133,7 @@ pub(super) fn char_of_byte(byte: u8) -> char {
 }
 
 /// The byte of a token such as `<0x0A>`.
-fn fallback_byte(token: &str) -> Option<u8> {
+pub(super) fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }

@@ -2,9 +2,9 @@
 
 use super::support::glan;
 
-const COMMANDS: [&str; 13] = [
-    "run", "generate", "curate", "train", "evaluate", "report", "complete", "score", "chat", "inspect", "fetch",
-    "bench", "doctor",
+const COMMANDS: [&str; 14] = [
+    "run", "generate", "curate", "train", "evaluate", "report", "complete", "score", "chat", "inspect", "export",
+    "fetch", "bench", "doctor",
 ];
 
 #[test]
@@ -58,6 +58,10 @@ fn a_wrong_command_line_ends_with_2_and_says_so_on_stderr() {
         (&["run", "--set"], "--set"),
         (&["curate", "--data", "x.jsonl"], "--output"),
         (&["train", "--model", "x"], "--data"),
+        (&["export", "--model", "x"], "--output"),
+        (&["export", "--model", "x", "--output", "x.gguf", "--quantization", "q3"], "q4_k_m"),
+        (&["export", "--model", "x", "--output", "x.bin"], ".gguf"),
+        (&["export", "--model", "x", "--output", "x.gguf", "--dtype", "f16"], "--quantization"),
         (&["evaluate", "--model", "x"], "--tasks"),
         (&["evaluate", "--model", "x", "--tasks", "primer", "--output", "y", "--limit", "many"], "many"),
         (&["run", "--verbose", "--quiet"], "--quiet"),

@@ -7,6 +7,7 @@ mod architecture;
 mod chat_templates;
 mod cli;
 mod fetch;
+mod gguf;
 mod grammar;
 mod parity;
 mod pipeline;

@@ -17,13 +17,15 @@ use serde::Deserialize;
 
 use crate::tolerance;
 
-const FAMILIES: [&str; 8] =
+/// The fixtures' names.
+pub const FAMILIES: [&str; 8] =
     ["llama", "llama3", "llama_sharded", "llama_bf16", "mistral", "mistral_sliding", "qwen2", "qwen3"];
 
+/// What transformers computed.
 #[derive(Deserialize)]
-struct Expected {
-    prompts: Vec<Vec<u32>>,
-    logits: Vec<Vec<Vec<f32>>>,
+pub struct Expected {
+    pub prompts: Vec<Vec<u32>>,
+    pub logits: Vec<Vec<Vec<f32>>>,
     greedy: Vec<Vec<u32>>,
     score: Vec<ExpectedScore>,
     eos_token_ids: Vec<u32>,
@@ -76,7 +78,7 @@ struct After {
     l2: f64,
 }
 
-fn fixture(family: &str) -> PathBuf {
+pub fn fixture(family: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(family)
 }
 
@@ -84,16 +86,16 @@ fn load(family: &str) -> Decoder {
     Decoder::load(&fixture(family), &Device::Cpu, DtypeChoice::F32).unwrap()
 }
 
-fn load_packed(family: &str, dtype: DtypeChoice) -> InferenceDecoder {
+pub fn load_packed(family: &str, dtype: DtypeChoice) -> InferenceDecoder {
     InferenceDecoder::load(&fixture(family), &Device::Cpu, dtype).unwrap()
 }
 
-fn read<T: for<'a> Deserialize<'a>>(family: &str, file: &str) -> T {
+pub fn read<T: for<'a> Deserialize<'a>>(family: &str, file: &str) -> T {
     glan::records::read_json(&fixture(family).join(file)).unwrap()
 }
 
 /// Runs `tokens` from position `start` on through one sequence's cache; logits of all rows.
-fn step(model: &InferenceDecoder, cache: &mut KvCache, tokens: &[u32], start: usize) -> Vec<Vec<f32>> {
+pub fn step(model: &InferenceDecoder, cache: &mut KvCache, tokens: &[u32], start: usize) -> Vec<Vec<f32>> {
     let end = start + tokens.len();
     // A scattered table: block i of the sequence is block 7i mod P of the pool.
     let table: Vec<u32> = (0..end.div_ceil(cache.block_size)).map(|i| (i * 7 % cache.num_blocks) as u32).collect();
@@ -111,7 +113,7 @@ fn step(model: &InferenceDecoder, cache: &mut KvCache, tokens: &[u32], start: us
     logits.chunks(model.config.vocab_size).map(<[f32]>::to_vec).collect()
 }
 
-fn argmax(logits: &[f32]) -> u32 {
+pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (i, value) in logits.iter().enumerate() {
         if *value > logits[best] {
