@@ -168,6 +168,19 @@ impl<T> Scheduler<T> {
         finished
     }
 
+    /// Drops one sequence, whether it waits or runs; its blocks come home. `false` when it is not here (any more).
+    ///
+    /// Between steps only: the shares of [`Scheduler::schedule`] are indices into the running sequences.
+    pub fn cancel(&mut self, id: u64) -> bool {
+        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
+            let mut sequence = self.running.remove(index);
+            self.pool.release(&mut sequence.block_table);
+            return true;
+        }
+        let waiting = self.waiting.iter().position(|sequence| sequence.id == id);
+        waiting.and_then(|index| self.waiting.remove(index)).is_some()
+    }
+
     /// Drops everything, as after an error; all blocks come home.
     pub fn clear(&mut self) {
         self.waiting.clear();

@@ -170,3 +170,18 @@ fn the_youngest_is_preempted_and_comes_back_first() {
     assert_eq!(scheduler.running().iter().map(|sequence| sequence.id).collect::<Vec<_>>(), [2, 3]);
     assert_eq!(scheduler.running()[0].token_ids.len(), 3, "the token generated before is kept");
 }
+
+#[test]
+fn a_cancelled_sequence_gives_its_seat_and_its_blocks_back() {
+    let mut scheduler = Scheduler::new(limits(2, 100), BlockPool::new(4, 2));
+    for id in 0..3 {
+        scheduler.add(Sequence::new(id, vec![0; 3], 2, ()));
+    }
+    assert_eq!(scheduler.schedule().len(), 2);
+    assert!(scheduler.cancel(0), "a running one");
+    assert!(scheduler.cancel(2), "a waiting one");
+    assert!(!scheduler.cancel(2) && !scheduler.cancel(7), "unknown ones");
+    assert_eq!((scheduler.running().len(), scheduler.pool().num_free()), (1, 2));
+    assert!(scheduler.cancel(1) && scheduler.is_idle());
+    assert_eq!(scheduler.pool().num_free(), 4);
+}
