@@ -14,6 +14,7 @@ pub mod block_pool;
 pub mod generation;
 pub mod grammar;
 pub mod grammar_cache;
+pub mod live;
 mod loader;
 pub mod memory;
 pub mod model_runner;
@@ -26,9 +27,13 @@ pub mod sequence;
 #[cfg(test)]
 mod engine_tests;
 #[cfg(test)]
+mod live_tests;
+#[cfg(test)]
 mod scheduler_tests;
 #[cfg(test)]
-mod test_support;
+pub(crate) mod test_support;
+
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -85,7 +90,7 @@ pub struct Engine<R> {
     scheduler: Scheduler<Task>,
     vocabulary: Vocabulary,
     chat_template: Option<ChatTemplate>,
-    grammars: GrammarCache,
+    grammars: Arc<GrammarCache>,
     identity: ModelIdentity,
     /// Stands in for an empty prompt or context: BOS, else EOS.
     prefix_token_id: Option<u32>,
@@ -123,7 +128,7 @@ impl<R: Runner> Engine<R> {
             scheduler: Scheduler::new(limits, pool),
             vocabulary: parts.vocabulary,
             chat_template: parts.chat_template,
-            grammars: GrammarCache::default(),
+            grammars: Arc::default(),
             identity: parts.identity,
             prefix_token_id: parts.prefix_token_id,
             max_model_len,
@@ -184,11 +189,16 @@ impl<R: Runner> Engine<R> {
 
     /// One forward pass and what follows from it.
     fn step(&mut self) -> Result<Vec<Outcome>> {
+        self.compute()?;
+        Ok(self.collect_outcomes())
+    }
+
+    /// One forward pass; what came of it is with the sequences.
+    fn compute(&mut self) -> Result<()> {
         let scheduled = self.scheduler.schedule();
         let batch = batch::build(&scheduled, self.scheduler.running(), self.runner.block_size());
         let logits = self.runner.forward(&batch)?;
-        self.advance(&scheduled, &logits)?;
-        Ok(self.collect_outcomes())
+        self.advance(&scheduled, &logits)
     }
 
     /// Hands every scheduled sequence its rows of logits; in parallel, since no sequence looks at another.
