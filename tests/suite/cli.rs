@@ -2,9 +2,9 @@
 
 use super::support::glan;
 
-const COMMANDS: [&str; 12] = [
-    "run", "generate", "curate", "train", "evaluate", "report", "complete", "score", "chat", "inspect", "fetch",
-    "doctor",
+const COMMANDS: [&str; 13] = [
+    "run", "generate", "curate", "train", "evaluate", "report", "complete", "score", "serve", "chat", "inspect",
+    "fetch", "doctor",
 ];
 
 #[test]
@@ -60,6 +60,7 @@ fn a_wrong_command_line_ends_with_2_and_says_so_on_stderr() {
         (&["train", "--model", "x"], "--data"),
         (&["evaluate", "--model", "x"], "--tasks"),
         (&["evaluate", "--model", "x", "--tasks", "primer", "--output", "y", "--limit", "many"], "many"),
+        (&["serve"], "--model"),
         (&["run", "--verbose", "--quiet"], "--quiet"),
     ] {
         let outcome = glan(folder.path(), arguments).expect_code(2).expect_stderr(&[expected]);
