@@ -10,12 +10,12 @@ mod training;
 
 use std::{fs, ops::Range, path::Path};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use minijinja::{Environment, Value};
 
 use crate::{
     gguf::{CHAT_TEMPLATE, GgufFile, is_gguf},
-    language_model::Message,
+    language_model::{Message, Prompt},
     tokenizer::{Tokenizer, optional_json},
 };
 
@@ -23,6 +23,7 @@ use crate::{
 const NAME: &str = "chat_template";
 
 /// A model's chat template.
+#[derive(Clone)]
 pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
@@ -143,6 +144,21 @@ impl ChatTemplate {
 /// (**source**: lm-evaluation-harness, `HFLM.tok_encode`).
 pub fn encode_prompt(tokenizer: &Tokenizer, rendered: &str) -> Result<Vec<u32>> {
     tokenizer.encode(rendered, !begins_with_bos(tokenizer, rendered))
+}
+
+/// Token ids of any prompt; none for an empty text.
+///
+/// **Errors**: a conversation that is empty, that the template refuses, or for which there is no template.
+pub fn prompt_token_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, prompt: &Prompt) -> Result<Vec<u32>> {
+    match prompt {
+        Prompt::Text(text) => encode_prompt(tokenizer, text),
+        Prompt::TokenIds(token_ids) => Ok(token_ids.clone()),
+        Prompt::Messages(messages) => {
+            let template = template.context("the model has no chat template; send `prompt` instead of `messages`")?;
+            ensure!(!messages.is_empty(), "the conversation has no messages");
+            encode_prompt(tokenizer, &template.render(messages, true)?)
+        }
+    }
 }
 
 /// Token ids of a rendered conversation with the byte range of each, by the rule of [`encode_prompt`].

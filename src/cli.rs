@@ -46,6 +46,8 @@ enum Command {
     Complete(commands::complete::CompleteArgs),
     /// Log-likelihoods of continuations from a JSONL file.
     Score(commands::score::ScoreArgs),
+    /// Serve a model over HTTP with OpenAI's API.
+    Serve(commands::serve::ServeArgs),
     /// Talk to a model.
     Chat(commands::chat::ChatArgs),
     /// What a model, a data file or a run directory holds.
@@ -134,6 +136,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Report(args) => commands::pipeline::report(&args),
         Command::Complete(args) => commands::complete::main(&args),
         Command::Score(args) => commands::score::main(&args),
+        Command::Serve(args) => commands::serve::main(&args),
         Command::Chat(args) => commands::chat::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
         Command::Export(args) => commands::export::main(&args),

@@ -25,6 +25,7 @@ pub mod report;
 pub mod requests;
 pub mod run_dir;
 pub mod seed;
+pub mod serve;
 pub mod telemetry;
 pub mod tokenizer;
 pub mod train;

@@ -8,11 +8,13 @@ mod complete;
 mod fields;
 mod job;
 mod lines;
+pub mod openai;
 mod score;
 mod sink;
 
 pub use self::{
     complete::{CompleteJob, CompletionRow},
+    fields::{FieldError, Fields},
     job::{Job, Summary, Tally, run},
     score::{ScoreJob, ScoreRow, encode_pair},
 };

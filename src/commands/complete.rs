@@ -3,15 +3,24 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{
     cli::ModelArgs,
     config, engine,
     language_model::LanguageModel,
-    requests::{self, CompleteJob, Job, Summary},
+    requests::{self, CompleteJob, Job, Summary, openai::BatchJob},
     telemetry,
 };
+
+/// The files' formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// `id`, `prompt` or `messages`, and sampling settings in one flat object.
+    Glan,
+    /// OpenAI's batch API: `custom_id`, `method`, `url` and `body` in, `response` or `error` out.
+    OpenaiBatch,
+}
 
 /// Arguments of `glan complete`.
 #[derive(Debug, Clone, Args)]
@@ -25,6 +34,9 @@ pub struct CompleteArgs {
     /// Results, in the order of the requests. Run again after a kill, finished rows are kept.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
+    /// What the lines of both files look like.
+    #[arg(long, value_enum, default_value = "glan")]
+    pub format: Format,
     /// Longest sequence in tokens; 0 takes the model's own limit.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_model_len: usize,
@@ -35,7 +47,11 @@ pub struct CompleteArgs {
 
 /// Runs the command.
 pub fn main(args: &CompleteArgs) -> Result<()> {
-    let summary = run_job::<CompleteJob>(&args.model, args.max_model_len, &args.requests, &args.output)?;
+    let run = match args.format {
+        Format::Glan => run_job::<CompleteJob>,
+        Format::OpenaiBatch => run_job::<BatchJob>,
+    };
+    let summary = run(&args.model, args.max_model_len, &args.requests, &args.output)?;
     print_summary(&summary, args.json)
 }
 

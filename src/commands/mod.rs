@@ -9,3 +9,4 @@ pub mod fetch;
 pub mod inspect;
 pub mod pipeline;
 pub mod score;
+pub mod serve;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Engine, Incoming, Outcome, Runner, Task, generation::Generation, scoring, sequence::Sequence};
 use crate::{
-    chat_template::encode_prompt,
+    chat_template::prompt_token_ids,
     language_model::{Completion, Prompt, Request, SamplingParams, ScoreRequest},
 };
 
@@ -31,7 +31,7 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn admit_request(&mut self, request: &Request, is_streamed: bool) -> Result<()> {
+    pub(super) fn admit_request(&mut self, request: &Request, is_streamed: bool) -> Result<()> {
         let sampling = &request.sampling;
         check_sampling(sampling)?;
         let prompt = self.prompt_token_ids(&request.prompt)?;
@@ -76,20 +76,7 @@ impl<R: Runner> Engine<R> {
     }
 
     fn prompt_token_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        let tokenizer = &self.vocabulary.tokenizer;
-        let mut token_ids = match prompt {
-            Prompt::Text(text) => encode_prompt(tokenizer, text)?,
-            Prompt::TokenIds(token_ids) => token_ids.clone(),
-            Prompt::Messages(messages) => {
-                let template = self.chat_template.as_ref();
-                let template =
-                    template.context("the model has no chat template; send `prompt` instead of `messages`")?;
-                ensure!(!messages.is_empty(), "the conversation has no messages");
-                let rendered =
-                    template.render(messages, true).context("the chat template refuses this conversation")?;
-                encode_prompt(tokenizer, &rendered)?
-            }
-        };
+        let mut token_ids = prompt_token_ids(&self.vocabulary.tokenizer, self.chat_template.as_ref(), prompt)?;
         if token_ids.is_empty() {
             let prefix = self.prefix_token_id;
             token_ids

@@ -13,7 +13,8 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
-/// What all sequences of a model share: how ids become text, and which ids end an output.
+/// What all sequences of a model share: how ids become text, and which ids end an output. Cloning shares the tokenizer.
+#[derive(Clone)]
 pub struct Vocabulary {
     /// The model's tokenizer.
     pub tokenizer: Tokenizer,
@@ -188,6 +189,11 @@ impl Generation {
             self.finish_reason = Some(FinishReason::Length);
         }
         Ok(())
+    }
+
+    /// Log-probabilities of the tokens so far; empty unless asked for.
+    pub fn logprobs(&self) -> &[TokenLogprob] {
+        self.logprobs.as_deref().unwrap_or_default()
     }
 
     /// Text that has become final since the last call; empty unless it is streamed.

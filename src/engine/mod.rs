@@ -14,6 +14,7 @@ pub mod block_pool;
 pub mod generation;
 pub mod grammar;
 pub mod grammar_cache;
+pub mod live;
 mod loader;
 pub mod memory;
 pub mod model_runner;
@@ -28,15 +29,20 @@ pub mod sequence;
 #[cfg(test)]
 mod engine_tests;
 #[cfg(test)]
+mod live_tests;
+#[cfg(test)]
 mod model_based_tests;
 #[cfg(test)]
 mod scheduler_tests;
 #[cfg(test)]
 mod sharing_tests;
 #[cfg(test)]
-mod test_support;
+pub(crate) mod test_support;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -95,7 +101,7 @@ pub struct Engine<R> {
     scheduler: Scheduler<Task>,
     vocabulary: Vocabulary,
     chat_template: Option<ChatTemplate>,
-    grammars: GrammarCache,
+    grammars: Arc<GrammarCache>,
     identity: ModelIdentity,
     /// Stands in for an empty prompt or context: BOS, else EOS.
     prefix_token_id: Option<u32>,
@@ -148,7 +154,7 @@ impl<R: Runner> Engine<R> {
             scheduler: Scheduler::new(limits, pool),
             vocabulary: parts.vocabulary,
             chat_template: parts.chat_template,
-            grammars: GrammarCache::default(),
+            grammars: Arc::default(),
             identity: parts.identity,
             prefix_token_id: parts.prefix_token_id,
             max_model_len,

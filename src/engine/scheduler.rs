@@ -136,6 +136,11 @@ impl<T> Scheduler<T> {
         &mut self.running
     }
 
+    /// Sequences that hold no seat: not begun, or preempted.
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The pool, to look at.
     pub fn pool(&self) -> &BlockPool {
         &self.pool

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     fields::{Fields, strings},
     job::{Job, OnAnswer, Tally},
+    lines::Line,
 };
 use crate::{
     language_model::{
@@ -48,8 +49,9 @@ impl Job for CompleteJob {
     type Request = Request;
     type Answer = Completion;
     type Row = CompletionRow;
+    type Frame = ();
 
-    fn parse(fields: &mut Fields) -> Result<Request> {
+    fn parse(_: &Value, fields: &mut Fields) -> Result<Request> {
         Ok(Request { id: String::new(), prompt: parse_prompt(fields)?, sampling: parse_sampling(fields)? })
     }
 
@@ -57,8 +59,10 @@ impl Job for CompleteJob {
         request.sampling.n
     }
 
-    fn prepare(request: Request, id: String, _: &Tokenizer) -> Result<Request> {
-        Ok(Request { id, ..request })
+    fn frame(_: &Line<Request>) {}
+
+    fn prepare(request: Request, id: String, _: &Tokenizer) -> Result<Vec<Request>> {
+        Ok(vec![Request { id, ..request }])
     }
 
     fn serve(
@@ -72,10 +76,11 @@ impl Job for CompleteJob {
         })
     }
 
-    fn row(id: Value, index: Option<usize>, answer: Completion) -> CompletionRow {
-        CompletionRow {
-            id,
-            index,
+    fn rows(id: Value, (): (), answers: Vec<Completion>, _: &Tokenizer) -> Vec<CompletionRow> {
+        let has_several = answers.len() > 1;
+        let row = |(index, answer): (usize, Completion)| CompletionRow {
+            id: id.clone(),
+            index: has_several.then_some(index),
             completion_tokens: answer.token_ids.len(),
             text: answer.text,
             token_ids: answer.token_ids,
@@ -83,11 +88,12 @@ impl Job for CompleteJob {
             prompt_tokens: answer.prompt_tokens,
             logprobs: answer.logprobs,
             error: answer.error,
-        }
+        };
+        answers.into_iter().enumerate().map(row).collect()
     }
 
-    fn failed(error: String) -> Completion {
-        Completion::failed("", error)
+    fn failed(line_number: usize, error: &anyhow::Error) -> Completion {
+        Completion::failed("", format!("line {line_number}: {error:#}"))
     }
 
     fn tally(row: &CompletionRow) -> Tally<'_> {
@@ -148,7 +154,7 @@ fn parse_sampling(fields: &mut Fields) -> Result<SamplingParams> {
         stop: stop.unwrap_or_default(),
         logprobs: logprobs.flatten(),
         constraint: parse_constraint(fields)?,
-        ignore_eos: fields.take("ignore_eos", "true or false", Value::as_bool)?.unwrap_or(default.ignore_eos),
+        ignore_eos: fields.take_bool("ignore_eos")?.unwrap_or(default.ignore_eos),
     })
 }
 
@@ -173,8 +179,8 @@ mod tests {
 
     fn parse(line: &str) -> Result<Request> {
         let mut fields = Fields::parse(line.as_bytes())?;
-        fields.take_id()?;
-        let request = CompleteJob::parse(&mut fields)?;
+        fields.take_id("id")?;
+        let request = CompleteJob::parse(&Value::Null, &mut fields)?;
         fields.finish()?;
         Ok(request)
     }

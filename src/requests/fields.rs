@@ -2,6 +2,24 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// What is wrong with one field.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{message}")]
+pub struct FieldError {
+    /// Its name.
+    pub field: String,
+    /// The whole complaint; it names the field, too.
+    pub message: String,
+}
+
+impl FieldError {
+    /// A complaint about `field`, which `message` must name.
+    pub fn new(field: &str, message: impl Into<String>) -> Self {
+        Self { field: field.to_owned(), message: message.into() }
+    }
+}
 
 /// The fields of one line that were not read yet.
 pub struct Fields {
@@ -11,7 +29,12 @@ pub struct Fields {
 impl Fields {
     /// The fields of a JSON object.
     pub fn parse(line: &[u8]) -> Result<Self> {
-        match serde_json::from_slice(line).context("not a JSON object")? {
+        Self::of(serde_json::from_slice(line).context("not a JSON object")?)
+    }
+
+    /// The fields of a value that must be an object.
+    pub fn of(value: Value) -> Result<Self> {
+        match value {
             Value::Object(rest) => Ok(Self { rest }),
             other => bail!("expected a JSON object, found {}", shorten(&other)),
         }
@@ -28,9 +51,22 @@ impl Fields {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match convert(&value) {
                 Some(converted) => Ok(Some(converted)),
-                None => bail!("field `{name}`: expected {expected}, found {}", shorten(&value)),
+                None => {
+                    let message = format!("field `{name}`: expected {expected}, found {}", shorten(&value));
+                    Err(FieldError::new(name, message).into())
+                }
             },
         }
+    }
+
+    /// The object in a field.
+    pub fn take_object(&mut self, name: &str) -> Result<Option<Fields>> {
+        self.take(name, "an object", |value| Some(Fields { rest: value.as_object()?.clone() }))
+    }
+
+    /// A yes or no.
+    pub fn take_bool(&mut self, name: &str) -> Result<Option<bool>> {
+        self.take(name, "true or false", Value::as_bool)
     }
 
     /// A text.
@@ -64,23 +100,23 @@ impl Fields {
         self.take(name, "a list of strings", strings)
     }
 
-    /// The request's id, echoed as given.
-    pub fn take_id(&mut self) -> Result<Value> {
-        let id = self.take("id", "a string or a number", |value| {
+    /// The request's id (in the field `name`), echoed as given.
+    pub fn take_id(&mut self, name: &str) -> Result<Value> {
+        let id = self.take(name, "a string or a number", |value| {
             (value.is_string() || value.is_number()).then(|| value.clone())
         })?;
-        id.context("field `id` is missing")
+        id.with_context(|| format!("field `{name}` is missing"))
     }
 
     /// The id if there is a legal one, for the row of a line that has other faults.
-    pub fn peek_id(&self) -> Value {
-        self.rest.get("id").filter(|id| id.is_string() || id.is_number()).cloned().unwrap_or(Value::Null)
+    pub fn peek_id(&self, name: &str) -> Value {
+        self.rest.get(name).filter(|id| id.is_string() || id.is_number()).cloned().unwrap_or(Value::Null)
     }
 
     /// Checks that nothing is left over.
     pub fn finish(self) -> Result<()> {
         match self.rest.keys().next() {
-            Some(name) => bail!("unknown field `{name}`"),
+            Some(name) => Err(FieldError::new(name, format!("unknown field `{name}`")).into()),
             None => Ok(()),
         }
     }

@@ -37,15 +37,29 @@ pub trait Job {
     type Answer;
     /// A line of the output.
     type Row: Serialize + DeserializeOwned;
+    /// What of a line its rows are made with, beside the answers.
+    type Frame;
 
-    /// Reads the fields of a line, all but `id`.
-    fn parse(fields: &mut Fields) -> Result<Self::Parsed>;
+    /// The field that holds a line's id.
+    const ID_FIELD: &'static str = "id";
 
-    /// How many rows the line yields.
+    /// Reads the fields of a line, all but its id, which is given.
+    fn parse(id: &Value, fields: &mut Fields) -> Result<Self::Parsed>;
+
+    /// How many answers the model will give.
     fn num_answers(parsed: &Self::Parsed) -> usize;
 
-    /// The request for the model, under an id of the engine's own: ids of the file need not be unique.
-    fn prepare(parsed: Self::Parsed, id: String, tokenizer: &Tokenizer) -> Result<Self::Request>;
+    /// How many rows they make.
+    fn num_rows(parsed: &Self::Parsed) -> usize {
+        Self::num_answers(parsed)
+    }
+
+    /// What the rows will need.
+    fn frame(line: &Line<Self::Parsed>) -> Self::Frame;
+
+    /// The requests for the model, under ids of the engine's own that begin with `id`: ids of the file need not be
+    /// unique.
+    fn prepare(parsed: Self::Parsed, id: String, tokenizer: &Tokenizer) -> Result<Vec<Self::Request>>;
 
     /// Has the model answer the requests.
     fn serve(
@@ -54,11 +68,11 @@ pub trait Job {
         on_answer: &mut OnAnswer<Self::Answer>,
     ) -> Result<()>;
 
-    /// The row of an answer; `index` is given where the line asked for several.
-    fn row(id: Value, index: Option<usize>, answer: Self::Answer) -> Self::Row;
+    /// The rows of a line whose answers are all here, in order.
+    fn rows(id: Value, frame: Self::Frame, answers: Vec<Self::Answer>, tokenizer: &Tokenizer) -> Vec<Self::Row>;
 
-    /// The answer to a line that cannot be served.
-    fn failed(error: String) -> Self::Answer;
+    /// The answer to a line (by its number) that cannot be served.
+    fn failed(line_number: usize, error: &anyhow::Error) -> Self::Answer;
 
     /// What the summary and a resume look at.
     fn tally(row: &Self::Row) -> Tally<'_>;
@@ -135,7 +149,8 @@ pub fn run<J: Job>(load: &mut ModelLoader, requests: &Path, output: &Path) -> Re
         Some(first) => {
             let todo = std::iter::once(Ok(first)).chain(lines.map(|line| line.map(|line| (line, 0))));
             let mut model = load()?;
-            let sink = Sink::new(JsonlWriter::append(output)?, summary, count_lines(requests)?);
+            let sink =
+                Sink::new(JsonlWriter::append(output)?, model.tokenizer().clone(), summary, count_lines(requests)?);
             summary = serve_lines::<J>(model.as_mut(), todo, sink)?;
         }
         // Makes an empty output of an empty file, and cuts a torn row that nothing asks for.
@@ -171,8 +186,7 @@ fn skip_finished<J: Job>(
         let Some(line) = lines.next().transpose()? else {
             return Err(usage(format!("`{}` has rows past the last request; {}", output.display(), WAY_OUT)));
         };
-        let num_answers = line.num_answers::<J>();
-        for index in 0..num_answers {
+        for index in 0..line.num_rows::<J>() {
             let Some(found) = row else {
                 summary.requests += 1;
                 return Ok(Some((line, index)));
@@ -212,20 +226,18 @@ fn serve_lines<J: Job>(
             let position = next_position;
             next_position += 1;
             let num_answers = line.num_answers::<J>();
+            let frame = J::frame(&line);
             let prepared = line.parsed.and_then(|parsed| J::prepare(parsed, position.to_string(), &tokenizer));
             let mut sink = sink.borrow_mut();
-            sink.expect(
-                position,
-                Expected { id: line.id, num_kept, rows: (0..num_answers).map(|_| None).collect() },
-                num_kept == 0,
-            );
+            let answers = (0..num_answers).map(|_| None).collect();
+            sink.expect(position, Expected { id: line.id, frame, num_kept, answers }, num_kept == 0);
             match prepared {
-                Ok(request) => Ok(Some(request)),
+                Ok(requests) => Ok(requests),
                 Err(error) => {
                     for index in 0..num_answers {
-                        sink.take(position, index, J::failed(format!("line {}: {error:#}", line.number)))?;
+                        sink.take(position, index, J::failed(line.number, &error))?;
                     }
-                    Ok(None)
+                    Ok(Vec::new())
                 }
             }
         });

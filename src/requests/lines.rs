@@ -25,9 +25,14 @@ pub struct Line<P> {
 }
 
 impl<P> Line<P> {
-    /// Rows that the line yields: one error row when it is damaged.
+    /// Answers that the line is given: one failure when it is damaged.
     pub fn num_answers<J: Job<Parsed = P>>(&self) -> usize {
         self.parsed.as_ref().map_or(1, J::num_answers)
+    }
+
+    /// Rows that the line yields.
+    pub fn num_rows<J: Job<Parsed = P>>(&self) -> usize {
+        self.parsed.as_ref().map_or(1, J::num_rows)
     }
 }
 
@@ -75,9 +80,9 @@ impl<J: Job> Iterator for Lines<J> {
 fn parse_line<J: Job>(line: &[u8], number: usize) -> Line<J::Parsed> {
     let mut id = Value::Null;
     let parsed = Fields::parse(line).and_then(|mut fields| {
-        id = fields.peek_id();
-        fields.take_id()?;
-        let parsed = J::parse(&mut fields)?;
+        id = fields.peek_id(J::ID_FIELD);
+        fields.take_id(J::ID_FIELD)?;
+        let parsed = J::parse(&id, &mut fields)?;
         fields.finish()?;
         Ok(parsed)
     });

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     fields::Fields,
     job::{Job, OnAnswer, Tally},
+    lines::Line,
 };
 use crate::{
     chat_template::encode_prompt,
@@ -58,8 +59,9 @@ impl Job for ScoreJob {
     type Request = ScoreRequest;
     type Answer = Score;
     type Row = ScoreRow;
+    type Frame = ();
 
-    fn parse(fields: &mut Fields) -> Result<Pair> {
+    fn parse(_: &Value, fields: &mut Fields) -> Result<Pair> {
         let context = fields.take_string("context")?;
         let continuation = fields.take_string("continuation")?;
         let context_ids = fields.take_token_ids("context_token_ids")?;
@@ -81,12 +83,14 @@ impl Job for ScoreJob {
         1
     }
 
-    fn prepare(pair: Pair, id: String, tokenizer: &Tokenizer) -> Result<ScoreRequest> {
+    fn frame(_: &Line<Pair>) {}
+
+    fn prepare(pair: Pair, id: String, tokenizer: &Tokenizer) -> Result<Vec<ScoreRequest>> {
         let (context_token_ids, continuation_token_ids) = match pair {
             Pair::Text { context, continuation } => encode_pair(tokenizer, &context, &continuation)?,
             Pair::TokenIds { context, continuation } => (context, continuation),
         };
-        Ok(ScoreRequest { id, context_token_ids, continuation_token_ids })
+        Ok(vec![ScoreRequest { id, context_token_ids, continuation_token_ids }])
     }
 
     fn serve(
@@ -100,25 +104,25 @@ impl Job for ScoreJob {
         })
     }
 
-    fn row(id: Value, _: Option<usize>, answer: Score) -> ScoreRow {
-        let is_served = answer.error.is_none();
-        ScoreRow {
-            id,
-            logprob: is_served.then_some(answer.logprob),
-            is_greedy: is_served.then_some(answer.is_greedy),
+    fn rows(id: Value, (): (), answers: Vec<Score>, _: &Tokenizer) -> Vec<ScoreRow> {
+        let row = |answer: Score| ScoreRow {
+            id: id.clone(),
+            logprob: answer.error.is_none().then_some(answer.logprob),
+            is_greedy: answer.error.is_none().then_some(answer.is_greedy),
             num_tokens: answer.token_logprobs.len(),
             token_logprobs: answer.token_logprobs,
             error: answer.error,
-        }
+        };
+        answers.into_iter().map(row).collect()
     }
 
-    fn failed(error: String) -> Score {
+    fn failed(line_number: usize, error: &anyhow::Error) -> Score {
         Score {
             id: String::new(),
             logprob: f64::NEG_INFINITY,
             is_greedy: false,
             token_logprobs: Vec::new(),
-            error: Some(error),
+            error: Some(format!("line {line_number}: {error:#}")),
         }
     }
 
@@ -192,7 +196,7 @@ mod tests {
 
     #[test]
     fn texts_and_ids_are_not_mixed() {
-        let parse = |line: &str| ScoreJob::parse(&mut Fields::parse(line.as_bytes())?);
+        let parse = |line: &str| ScoreJob::parse(&Value::Null, &mut Fields::parse(line.as_bytes())?);
         assert!(matches!(parse(r#"{"context": "a", "continuation": "b"}"#), Ok(Pair::Text { .. })));
         assert!(matches!(
             parse(r#"{"context_token_ids": [], "continuation_token_ids": [1]}"#),

@@ -9,23 +9,27 @@ use super::job::{Job, Summary};
 use crate::{
     records::{JsonlWriter, Ordered},
     telemetry::Progress,
+    tokenizer::Tokenizer,
 };
 
 /// A line whose answers are not all here.
-pub struct Expected<R> {
+pub struct Expected<J: Job> {
     /// The request's id, as given.
     pub id: Value,
+    /// What else the rows need.
+    pub frame: J::Frame,
     /// Rows that an earlier run has written.
     pub num_kept: usize,
     /// One place per answer.
-    pub rows: Vec<Option<R>>,
+    pub answers: Vec<Option<J::Answer>>,
 }
 
 /// Puts answers in line and writes them.
 pub struct Sink<J: Job> {
     writer: JsonlWriter,
     ordered: Ordered<Vec<J::Row>>,
-    expected: HashMap<usize, Expected<J::Row>>,
+    expected: HashMap<usize, Expected<J>>,
+    tokenizer: Tokenizer,
     summary: Summary,
     progress: Progress,
     start: Instant,
@@ -34,9 +38,10 @@ pub struct Sink<J: Job> {
 
 impl<J: Job> Sink<J> {
     /// Goes on after the rows that `summary` has counted, towards `num_lines` lines.
-    pub fn new(writer: JsonlWriter, summary: Summary, num_lines: usize) -> Self {
+    pub fn new(writer: JsonlWriter, tokenizer: Tokenizer, summary: Summary, num_lines: usize) -> Self {
         Self {
             writer,
+            tokenizer,
             ordered: Ordered::default(),
             expected: HashMap::new(),
             progress: Progress::new("requests", summary.requests as u64, num_lines as u64),
@@ -47,7 +52,7 @@ impl<J: Job> Sink<J> {
     }
 
     /// Announces a line whose answers will come; `is_new`: the line is not yet in the summary.
-    pub fn expect(&mut self, position: usize, expected: Expected<J::Row>, is_new: bool) {
+    pub fn expect(&mut self, position: usize, expected: Expected<J>, is_new: bool) {
         self.summary.requests += usize::from(is_new);
         self.expected.insert(position, expected);
     }
@@ -55,13 +60,13 @@ impl<J: Job> Sink<J> {
     /// Takes an answer and writes every row that is now in line.
     pub fn take(&mut self, position: usize, index: usize, answer: J::Answer) -> Result<()> {
         let line = self.expected.get_mut(&position).context("the model answered a request twice")?;
-        let shown_index = (line.rows.len() > 1).then_some(index);
-        line.rows[index] = Some(J::row(line.id.clone(), shown_index, answer));
-        if line.rows.iter().any(Option::is_none) {
+        line.answers[index] = Some(answer);
+        if line.answers.iter().any(Option::is_none) {
             return Ok(());
         }
         let line = self.expected.remove(&position).expect("looked at just above");
-        let rows = line.rows.into_iter().flatten().skip(line.num_kept).collect();
+        let answers = line.answers.into_iter().flatten().collect();
+        let rows = J::rows(line.id, line.frame, answers, &self.tokenizer).into_iter().skip(line.num_kept).collect();
         let Self { writer, ordered, summary, progress, start, num_new_tokens, .. } = self;
         ordered.push(position, rows, |rows: Vec<J::Row>| {
             for row in rows {

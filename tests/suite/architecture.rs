@@ -37,6 +37,10 @@ const UNSAFE_ALLOWED: [&str; 4] =
 const NO_OPERATIONS: [&str; 3] = ["lib", "host", "simd"];
 /// Where `cfg(feature = …)` may stand outside `kernels/`.
 const FEATURES_ALLOWED: [&str; 1] = ["src/device.rs"];
+/// Where sockets are opened: one place that asks, one that listens (its command only resolves an address).
+const NETWORK_ALLOWED: [&str; 3] = ["src/serve/", "src/commands/serve.rs", "src/commands/fetch.rs"];
+/// What opens a socket or starts a runtime.
+const NETWORK_WORDS: [&str; 6] = ["std::net", "net::", "tokio", "hyper", "hf_hub", "ureq"];
 
 #[test]
 fn modules_import_only_what_lies_below_them() {
@@ -61,7 +65,7 @@ fn every_module_has_a_place_in_the_layers() {
     for module in source_modules() {
         let placed = GROUND.contains(&module.as_str())
             || VERBS.contains(&module.as_str())
-            || ["engine", "model", "cli", "commands", "main", "lib"].contains(&module.as_str());
+            || ["engine", "model", "cli", "commands", "main", "lib", "serve"].contains(&module.as_str());
         assert!(
             placed,
             "`{module}` is in no layer; give it one in tests/suite/architecture.rs and docs/architecture.md"
@@ -83,6 +87,25 @@ fn unsafe_code_and_features_stay_behind_their_fences() {
                 && (line.contains("cfg(") || line.contains("cfg!(") || line.contains("cfg_attr("));
             if feature && !FEATURES_ALLOWED.contains(&name.as_str()) {
                 wrong.push(format!("{name}:{number}: features belong in kernels/ and src/device.rs"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn only_fetch_and_serve_know_of_the_network() {
+    let mut wrong = Vec::new();
+    for (path, text) in rust_sources("src").into_iter().chain(rust_sources("kernels/src")) {
+        let name = shown(&path);
+        if NETWORK_ALLOWED.iter().any(|allowed| name.starts_with(allowed)) {
+            continue;
+        }
+        for (number, line) in code_lines(production_code(&text)) {
+            if NETWORK_WORDS.iter().any(|word| line.contains(word)) {
+                wrong.push(format!(
+                    "{name}:{number}: sockets and runtimes belong in src/serve/ and src/commands/fetch.rs"
+                ));
             }
         }
     }
@@ -236,6 +259,7 @@ fn allowed_imports(module: &str) -> Option<Vec<&'static str>> {
         // Thin: they tie the others together.
         "lib" | "main" | "cli" | "commands" => return None,
         "engine" => allowed.push("model"),
+        "serve" => allowed.push("engine"),
         // Stages take their arguments from `cli`; of the machinery, only training works on the model itself.
         "train" => allowed.extend(["model", "cli"]),
         "generate" | "curate" | "evaluate" | "report" => allowed.push("cli"),

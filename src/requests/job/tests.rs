@@ -4,7 +4,13 @@ use std::fs;
 
 use anyhow::bail;
 
-use super::{super::*, *};
+use super::{
+    super::{
+        openai::{BatchJob, BatchRow},
+        *,
+    },
+    *,
+};
 use crate::{
     chat_template::ChatTemplate,
     language_model::{Completion, FinishReason, ModelIdentity, Prompt, Request, Score, ScoreRequest},
@@ -244,4 +250,73 @@ fn scores_are_written_the_same_way() {
     );
     assert!(lines[1].starts_with(r#"{"id":2,"logprob":null,"is_greedy":null,"num_tokens":0"#), "{}", lines[1]);
     assert!(lines[1].contains("line 2: field `continuation` is missing"), "{}", lines[1]);
+}
+
+const BATCH: &str = r#"{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "m", "prompt": "x"}}
+{"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": {"prompt": ["y", "z"], "n": 2, "stop": "s"}}
+nonsense
+{"custom_id": "c", "method": "GET", "url": "/v1/completions", "body": {"prompt": "x"}}
+{"custom_id": "d", "method": "POST", "url": "/v1/embeddings", "body": {}}
+{"custom_id": "e", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "top_p": 2}}
+{"custom_id": "f", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "stream": true}}
+{"method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}
+{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "w"}}
+"#;
+
+#[test]
+fn a_file_of_openais_batch_api_gets_one_record_per_line() {
+    let files = Files::new(BATCH);
+    let summary = files.run::<BatchJob>(100).unwrap();
+    let counts =
+        (summary.requests, summary.completed, summary.errors, summary.prompt_tokens, summary.completion_tokens);
+    assert_eq!(counts, (9, 3, 6, 4, 12));
+    let rows: Vec<BatchRow> = files.output().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: Vec<Option<&str>> = rows.iter().map(|row| row.custom_id.as_str()).collect();
+    let named = |id| Some(id);
+    assert_eq!(ids, [named("a"), named("b"), None, named("c"), named("d"), named("e"), named("f"), None, named("a")]);
+    let statuses: Vec<Option<u16>> =
+        rows.iter().map(|row| row.response.as_ref().map(|response| response.status_code)).collect();
+    let (ok, refused) = (Some(200), Some(400));
+    assert_eq!(statuses, [ok, ok, None, None, None, refused, refused, None, ok]);
+    let body = |row: usize| &rows[row].response.as_ref().unwrap().body;
+    assert_eq!(
+        (&body(0)["model"], &body(0)["created"], &body(0)["object"]),
+        (&"m".into(), &0.into(), &"text_completion".into())
+    );
+    let texts: Vec<&str> =
+        body(1)["choices"].as_array().unwrap().iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["y0", "y1", "z0", "z1"]);
+    assert_eq!(body(1)["usage"], serde_json::json!({"prompt_tokens": 2, "completion_tokens": 8, "total_tokens": 10}));
+    assert_eq!((&body(5)["error"]["param"], &body(6)["error"]["param"]), (&"top_p".into(), &"stream".into()));
+    for (row, expected) in [
+        (2, "line 3: not a JSON object"),
+        (3, "line 4: field `method`"),
+        (4, "line 5: field `url`"),
+        (7, "line 8: field `custom_id` is missing"),
+    ] {
+        let message = &rows[row].error.as_ref().unwrap().message;
+        assert!(message.starts_with(expected), "{message}");
+    }
+    let distinct: std::collections::BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+    assert_eq!(distinct.len(), rows.len(), "equal custom ids are told apart");
+}
+
+#[test]
+fn a_batch_file_that_was_killed_anywhere_goes_on_to_the_same_file() {
+    let whole = Files::new(BATCH);
+    let summary = whole.run::<BatchJob>(100).unwrap();
+    let expected = whole.output();
+    for num_answers in 0..6 {
+        let files = Files::new(BATCH);
+        files.run::<BatchJob>(num_answers).expect_err("killed before the end");
+        let resumed = files.run::<BatchJob>(100).unwrap();
+        assert_eq!(files.output(), expected, "killed after {num_answers} answers");
+        assert_eq!(Summary { seconds: 0.0, ..resumed }, Summary { seconds: 0.0, ..summary.clone() });
+    }
+    for length in (0..expected.len()).step_by(61) {
+        let files = Files::new(BATCH);
+        files.write_output(&expected.as_bytes()[..length]);
+        files.run::<BatchJob>(100).unwrap();
+        assert_eq!(files.output(), expected, "torn after {length} bytes");
+    }
 }
