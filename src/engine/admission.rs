@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Engine, Incoming, Outcome, Runner, Task, generation::Generation, scoring, sequence::Sequence, shown_text};
+use super::{Engine, Incoming, Outcome, Runner, Task, generation::Generation, scoring, sequence::Sequence};
 use crate::{
     chat_template::encode_prompt,
     language_model::{Completion, Prompt, Request, SamplingParams, ScoreRequest},
@@ -13,7 +13,7 @@ impl<R: Runner> Engine<R> {
     pub(super) fn admit(&mut self, work: Incoming) -> Vec<Outcome> {
         match work {
             Incoming::Generate { request, is_streamed } => match self.admit_request(&request, is_streamed) {
-                Ok(outcomes) => outcomes,
+                Ok(()) => Vec::new(),
                 Err(error) => (0..request.sampling.n.max(1))
                     .map(|index| {
                         let failed = Completion::failed(&request.id, format!("{error:#}"));
@@ -31,7 +31,7 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn admit_request(&mut self, request: &Request, is_streamed: bool) -> Result<Vec<Outcome>> {
+    fn admit_request(&mut self, request: &Request, is_streamed: bool) -> Result<()> {
         let sampling = &request.sampling;
         check_sampling(sampling)?;
         let prompt = self.prompt_token_ids(&request.prompt)?;
@@ -46,7 +46,6 @@ impl<R: Runner> Engine<R> {
             Some(constraint) => Some(self.grammars.compile(constraint, &self.vocabulary)?),
             None => None,
         };
-        let mut outcomes = Vec::new();
         for index in 0..sampling.n {
             let state = grammar.as_ref().map(|grammar| grammar.start());
             let tokenizer = &self.vocabulary.tokenizer;
@@ -57,15 +56,10 @@ impl<R: Runner> Engine<R> {
             let task = Task::Generate(Box::new(generation));
             let mut sequence = Sequence::new(self.new_sequence_id(), prompt.clone(), prompt.len() - 1, task);
             forced.into_iter().for_each(|token_id| sequence.push(token_id));
-            if is_finished {
-                // Nothing was left to choose.
-                outcomes.extend(shown_text(&mut sequence.task));
-                outcomes.push(self.outcome(sequence));
-            } else {
-                self.scheduler.add(sequence);
-            }
+            sequence.is_finished = is_finished;
+            self.scheduler.add(sequence);
         }
-        Ok(outcomes)
+        Ok(())
     }
 
     fn admit_scoring(&mut self, request: ScoreRequest) -> Result<()> {

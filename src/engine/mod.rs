@@ -36,6 +36,8 @@ mod sharing_tests;
 #[cfg(test)]
 mod test_support;
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
@@ -102,6 +104,18 @@ pub struct Engine<R> {
     /// Whether requests are also put in an order in which equal beginnings meet.
     enable_prefix_caching: bool,
     next_sequence_id: u64,
+    times: StepTimes,
+}
+
+/// Where the time of all steps so far went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Choosing sequences, allocating blocks, flattening the batch.
+    pub schedule: Duration,
+    /// The model, and the masks of constraints beside it.
+    pub forward: Duration,
+    /// Drawing tokens, watching for stop strings, forced tokens.
+    pub sample: Duration,
 }
 
 /// What an engine is made of, beside its runner.
@@ -140,6 +154,7 @@ impl<R: Runner> Engine<R> {
             max_model_len,
             enable_prefix_caching: config.enable_prefix_caching,
             next_sequence_id: 0,
+            times: StepTimes::default(),
         }
     }
 
@@ -151,6 +166,11 @@ impl<R: Runner> Engine<R> {
     /// What prefix caching saved and what preemption lost since the start.
     pub fn counters(&self) -> Counters {
         self.scheduler.counters()
+    }
+
+    /// Where the time of all steps so far went.
+    pub fn step_times(&self) -> StepTimes {
+        self.times
     }
 
     /// Serves one request, with its text as it becomes final. Stop strings are never shown, not even their beginning.
@@ -204,16 +224,32 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    /// One forward pass and what follows from it. After an error the engine must be cleared.
+    /// One forward pass and what follows from it.
     fn step(&mut self) -> Result<Vec<Outcome>> {
+        self.compute()?;
+        Ok(self.collect_outcomes())
+    }
+
+    /// One forward pass; what came of it is with the sequences. After an error the scheduler must be cleared.
+    fn compute(&mut self) -> Result<()> {
+        let start = Instant::now();
         let scheduled = self.scheduler.schedule();
         let batch = batch::build(&scheduled, self.scheduler.running(), self.runner.block_size());
+        if scheduled.is_empty() {
+            // Whatever is here was complete when it came.
+            return Ok(());
+        }
+        let is_scheduled = Instant::now();
         self.runner.copy_blocks(self.scheduler.copies())?;
         let logits = self.forward_beside_masks(&batch)?;
         let num_logits = batch.logit_rows.len() * self.runner.vocab_size();
         ensure!(logits.len() == num_logits, "the model returned {} logits instead of {num_logits}", logits.len());
+        let is_computed = Instant::now();
         self.advance(&scheduled, &logits);
-        Ok(self.collect_outcomes())
+        self.times.schedule += is_scheduled - start;
+        self.times.forward += is_computed - is_scheduled;
+        self.times.sample += is_computed.elapsed();
+        Ok(())
     }
 
     /// The forward pass; meanwhile whatever threads it leaves idle find out which tokens the constraints allow next.
@@ -255,20 +291,18 @@ impl<R: Runner> Engine<R> {
         for sequence in self.scheduler.running_mut() {
             outcomes.extend(shown_text(&mut sequence.task));
         }
-        let finished = self.scheduler.take_finished();
-        outcomes.extend(finished.into_iter().map(|sequence| self.outcome(sequence)));
-        outcomes
-    }
-
-    /// The result of a finished sequence.
-    fn outcome(&self, sequence: Sequence<Task>) -> Outcome {
-        let (sequence, task) = sequence.into_task();
-        match task {
-            Task::Generate(generation) => {
-                Outcome::Completion(generation.into_completion(&sequence, &self.vocabulary.tokenizer))
-            }
-            Task::Score(scoring) => Outcome::Score(scoring.into_score()),
+        for mut sequence in self.scheduler.take_finished() {
+            // What was complete when it came has shown nothing yet.
+            outcomes.extend(shown_text(&mut sequence.task));
+            let (sequence, task) = sequence.into_task();
+            outcomes.push(match task {
+                Task::Generate(generation) => {
+                    Outcome::Completion(generation.into_completion(&sequence, &self.vocabulary.tokenizer))
+                }
+                Task::Score(scoring) => Outcome::Score(scoring.into_score()),
+            });
         }
+        outcomes
     }
 }
 

@@ -1,7 +1,6 @@
 //! Runs the model on a batch: the decoder and its paged cache. The only file of the engine that holds tensors.
 
 use anyhow::Result;
-use glan_kernels::attention;
 
 use super::memory;
 use crate::{
@@ -75,13 +74,7 @@ impl Runner for ModelRunner {
     }
 
     fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()> {
-        if !copies.is_empty() {
-            for (keys, values) in &self.cache.layers {
-                attention::copy_blocks(keys, copies, self.cache.block_size)?;
-                attention::copy_blocks(values, copies, self.cache.block_size)?;
-            }
-        }
-        Ok(())
+        self.cache.copy_blocks(copies)
     }
 
     fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {

@@ -92,7 +92,7 @@ fn order(keys: &[&[u8]]) -> Vec<usize> {
         .collect();
     let mut order = Vec::with_capacity(keys.len());
     // Spans of `sorted` that are still to be walked, the next one last.
-    let mut spans = vec![0..sorted.len()];
+    let mut spans: Vec<_> = std::iter::once(0..sorted.len()).collect();
     while let Some(span) = spans.pop() {
         let inner = &shared[span.start..(span.end.max(1) - 1).max(span.start)];
         let Some(least) = inner.iter().min() else {

@@ -72,6 +72,8 @@ pub struct Scheduler<T> {
     waiting: VecDeque<Sequence<T>>,
     /// Sequences with a seat, oldest first.
     running: Vec<Sequence<T>>,
+    /// Sequences that were complete when they came; they need neither seat nor step.
+    complete: Vec<Sequence<T>>,
     /// Blocks to be copied before the step that was scheduled last, from and to, in this order.
     copies: Vec<(u32, u32)>,
     counters: Counters,
@@ -89,6 +91,7 @@ impl<T> Scheduler<T> {
             pool,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            complete: Vec::new(),
             copies: Vec::new(),
             counters: Counters::default(),
         }
@@ -96,6 +99,10 @@ impl<T> Scheduler<T> {
 
     /// Queues a sequence. Its id must be larger than all before, and the whole of it must fit the pool.
     pub fn add(&mut self, mut sequence: Sequence<T>) {
+        if sequence.is_finished {
+            self.complete.push(sequence);
+            return;
+        }
         debug_assert!(self.pool.blocks_for(sequence.token_ids.len()) <= self.pool.num_blocks());
         let last = self.waiting.back().or(self.running.last());
         debug_assert!(last.is_none_or(|last| last.id < sequence.id));
@@ -111,12 +118,12 @@ impl<T> Scheduler<T> {
 
     /// Whether one more request would find a seat: requests are pulled only then, so that no backlog piles up here.
     pub fn has_seat(&self) -> bool {
-        self.running.len() + self.waiting.len() < self.limits.max_num_seqs
+        self.running.len() + self.waiting.len() + self.complete.len() < self.limits.max_num_seqs
     }
 
-    /// Whether nothing waits and nothing runs.
+    /// Whether nothing waits, runs, or is complete and not taken.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.waiting.is_empty() && self.running.is_empty() && self.complete.is_empty()
     }
 
     /// The sequences with a seat, oldest first.
@@ -139,7 +146,7 @@ impl<T> Scheduler<T> {
         self.counters
     }
 
-    /// Chooses the next step and allocates its blocks. Empty only when idle; entries ascend by index.
+    /// Chooses the next step and allocates its blocks. Empty only when nothing waits or runs; entries ascend by index.
     ///
     /// Before the step is computed the blocks of [`Scheduler::copies`] must be copied.
     pub fn schedule(&mut self) -> Vec<Scheduled> {
@@ -153,8 +160,9 @@ impl<T> Scheduler<T> {
         if !preempted {
             self.admit(&mut step);
         }
-        debug_assert!(!step.scheduled.is_empty() || self.is_idle(), "a step without work would never end");
-        self.counters.steps += 1;
+        let is_empty = self.waiting.is_empty() && self.running.is_empty();
+        debug_assert!(!step.scheduled.is_empty() || is_empty, "a step without work would never end");
+        self.counters.steps += u64::from(!is_empty);
         step.scheduled
     }
 
@@ -339,9 +347,10 @@ impl<T> Scheduler<T> {
 
     /// Hands finished sequences out and takes their blocks back, keeping the order of the rest.
     pub fn take_finished(&mut self) -> Vec<Sequence<T>> {
-        let mut finished: Vec<_> = self.running.extract_if(.., |sequence| sequence.is_finished).collect();
-        for sequence in &mut finished {
+        let mut finished = std::mem::take(&mut self.complete);
+        for mut sequence in self.running.extract_if(.., |sequence| sequence.is_finished) {
             self.pool.release(&mut sequence.block_table);
+            finished.push(sequence);
         }
         finished
     }
@@ -355,14 +364,17 @@ impl<T> Scheduler<T> {
             self.pool.release(&mut sequence.block_table);
             return true;
         }
-        let waiting = self.waiting.iter().position(|sequence| sequence.id == id);
-        waiting.and_then(|index| self.waiting.remove(index)).is_some()
+        let num_before = self.waiting.len() + self.complete.len();
+        self.waiting.retain(|sequence| sequence.id != id);
+        self.complete.retain(|sequence| sequence.id != id);
+        self.waiting.len() + self.complete.len() < num_before
     }
 
     /// Drops everything, as after an error; all blocks come home. When something was under way the cached blocks are
     /// forgotten too: the last step may not have filled those that it promised.
     pub fn clear(&mut self) {
         self.waiting.clear();
+        self.complete.clear();
         if self.running.is_empty() {
             return;
         }

@@ -147,7 +147,7 @@ fn generate(engine: &mut Engine<ModelRunner>, requests: &[Request]) -> Vec<Compl
         completions.push(completion);
         Ok(())
     };
-    engine.generate(&mut requests.to_vec().into_iter(), take).unwrap();
+    engine.generate(&mut requests.iter().cloned(), take).unwrap();
     completions.sort_by_key(|completion| (completion.id.parse::<usize>().unwrap(), completion.index));
     completions
 }

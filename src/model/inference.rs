@@ -27,14 +27,28 @@ const MAX_ROWS: usize = 512;
 
 /// Keys and values of all layers, in blocks of `block_size` tokens (`Z`).
 ///
-/// Slot `block * Z + offset` holds one token. The tensors are made once; block 0 is an ordinary block.
+/// Slot `block * Z + offset` holds one token; how its numbers lie within the block is the kernels' affair. The tensors are
+/// made once; block 0 is an ordinary block.
 pub struct KvCache {
-    /// Per layer: keys `[P, K, D, Z]` and values `[P, K, Z, D]`, each held as `[P * Z, K * D]` in f32.
+    /// Per layer: keys and values, each `[P * Z, K * D]` in f32.
     pub layers: Vec<(Tensor, Tensor)>,
     /// `Z`
     pub block_size: usize,
     /// `P`
     pub num_blocks: usize,
+}
+
+impl KvCache {
+    /// Copies whole blocks in every layer, from and to, one after the other.
+    pub fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()> {
+        if !copies.is_empty() {
+            for (keys, values) in &self.layers {
+                attention::copy_blocks(keys, copies, self.block_size)?;
+                attention::copy_blocks(values, copies, self.block_size)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One sequence's share of a step.

@@ -22,8 +22,8 @@ use crate::{
     simd::{LANES, fma, simd_fn},
 };
 
-/// Scores of one unit of work at most: half a megabyte stays in the second-level cache.
-const MAX_SCORES: usize = 1 << 17;
+/// Scores of one unit of work at most: a megabyte, which the second-level cache mostly holds.
+const MAX_SCORES: usize = 1 << 18;
 /// Rows of one unit at least, whatever their length.
 const MIN_ROWS: usize = 8;
 
@@ -108,14 +108,17 @@ pub fn paged(
     }
     let (qkv, keys, values) = (read(qkv)?, read(keys)?, read(values)?);
     let (width, out) = (heads.query * heads.dim, heads.group() * heads.dim);
-    let units: Vec<(usize, &[Row])> =
-        split(&rows).into_iter().flat_map(|rows| (0..heads.key_value).map(move |kv_head| (kv_head, rows))).collect();
+    let units: Vec<(usize, &[Row])> = split(&rows, heads.group())
+        .into_iter()
+        .flat_map(|rows| (0..heads.key_value).map(move |kv_head| (kv_head, rows)))
+        .collect();
     let parts: Vec<Vec<f32>> = units
         .par_iter()
         .with_max_len(1)
         .map(|&(kv_head, rows)| {
             let mut o = vec![0f32; rows.len() * out]; // [rows, H/K, D]
-            attend(&qkv, Cache { keys: &keys, values: &values, block_size }, rows, kv_head, heads, &mut o);
+            let cache = Cache { keys: &keys, values: &values, block_size };
+            attend(&qkv, cache, rows, &runs(rows, block_size, heads), kv_head, heads, &mut o);
             o
         })
         .collect();
@@ -164,14 +167,14 @@ fn sorted_rows<'a>(sequences: &[PagedRows<'a>], capacity: usize, block_size: usi
 }
 
 /// Cuts the rows into units whose scores fit the processor's cache, where possible between groups that share nothing.
-fn split<'a, 'b>(mut rows: &'b [Row<'a>]) -> Vec<&'b [Row<'a>]> {
+fn split<'a, 'b>(mut rows: &'b [Row<'a>], group: usize) -> Vec<&'b [Row<'a>]> {
     let mut units = Vec::new();
     while !rows.is_empty() {
         let mut longest = 0;
         let mut len = 0;
         for pair in rows.windows(2).map(Some).chain([None]) {
             longest = longest.max(rows[len].position + 1);
-            let is_full = (len + 1) * longest > MAX_SCORES && len >= MIN_ROWS;
+            let is_full = (len + 1) * longest * group > MAX_SCORES && len >= MIN_ROWS;
             let is_border = pair.is_some_and(|pair| pair[0].block_table.first() != pair[1].block_table.first());
             if is_full || (is_border && len + 1 >= MIN_ROWS) {
                 break;
@@ -202,9 +205,48 @@ impl<'a> Cache<'a> {
     }
 }
 
+/// Neighbouring rows that see the same keys of the same block.
+#[derive(Debug, Clone)]
+struct Run {
+    rows: Range<usize>,
+    /// The block.
+    id: u32,
+    /// Position of its first key.
+    place: usize,
+    /// Which of its keys they see.
+    keys: Range<usize>,
+}
+
+/// All runs of a unit, block by block: what is read together.
+fn runs(rows: &[Row], block_size: usize, heads: &Heads) -> Vec<Run> {
+    let longest = rows.iter().map(|row| row.position + 1).max().unwrap_or(0);
+    let mut runs = Vec::new();
+    for block in 0..longest.div_ceil(block_size) {
+        let place = block * block_size;
+        let mut open: Option<Run> = None;
+        for (index, row) in rows.iter().enumerate() {
+            let end = (row.position + 1).clamp(place, place + block_size) - place;
+            let first = heads.first_key(row.position).clamp(place, place + block_size) - place;
+            if first >= end {
+                runs.extend(open.take());
+                continue;
+            }
+            let (id, keys) = (row.block_table[block], first..end);
+            match &mut open {
+                Some(run) if run.id == id && run.keys == keys => run.rows.end = index + 1,
+                _ => runs.extend(open.replace(Run { rows: index..index + 1, id, place, keys })),
+            }
+        }
+        runs.extend(open);
+    }
+    runs
+}
+
 simd_fn! {
     /// The query heads of key/value head `kv_head` for all rows of a unit: `o [rows, H/K, D]`, zero on entry.
-    fn attend(qkv: &[f32], cache: Cache, rows: &[Row], kv_head: usize, heads: &Heads, o: &mut [f32]) {
+    fn attend(
+        qkv: &[f32], cache: Cache, rows: &[Row], runs: &[Run], kv_head: usize, heads: &Heads, o: &mut [f32],
+    ) {
         let (dim, group, block_size) = (heads.dim, heads.group(), cache.block_size);
         let mut queries = vec![0f32; rows.len() * group * dim]; // [rows, H/K, D]
         for (row, query) in rows.iter().zip(queries.chunks_exact_mut(group * dim)) {
@@ -213,17 +255,13 @@ simd_fn! {
         }
         let longest = rows.iter().map(|row| row.position + 1).max().unwrap_or(0);
         // Room for whole blocks and for whole registers.
-        let stride = (longest.next_multiple_of(block_size)).next_multiple_of(LANES);
+        let stride = longest.next_multiple_of(block_size).next_multiple_of(LANES);
         let mut scores = vec![f32::NEG_INFINITY; rows.len() * group * stride]; // [rows, H/K, stride]
-        let num_blocks = longest.div_ceil(block_size);
-        for block in 0..num_blocks {
-            each_run(rows, block, block_size, heads, |run, id, _| {
-                let (keys, _) = cache.tiles(id, kv_head, heads);
-                let (first, end) = (run.start * group, run.end * group);
-                let queries = &queries[first * dim..end * dim];
-                let scores = &mut scores[first * stride..end * stride];
-                score_block::<FMA>(queries, keys, dim, block_size, stride, block * block_size, scores);
-            });
+        for run in runs {
+            let (keys, _) = cache.tiles(run.id, kv_head, heads);
+            let (first, end) = (run.rows.start * group, run.rows.end * group);
+            let queries = &queries[first * dim..end * dim];
+            score_block::<FMA>(queries, keys, dim, block_size, stride, run.place, &mut scores[first * stride..end * stride]);
         }
         let mut inverse = vec![0f32; rows.len() * group];
         for ((row, scores), inverse) in
@@ -241,48 +279,17 @@ simd_fn! {
                 *inverse = 1.0 / sum;
             }
         }
-        for block in 0..num_blocks {
-            each_run(rows, block, block_size, heads, |run, id, keys| {
-                let (_, values) = cache.tiles(id, kv_head, heads);
-                let (first, end) = (run.start * group, run.end * group);
-                let weights = &scores[first * stride..end * stride];
-                let place = block * block_size + keys.start;
-                let values = &values[keys.start * dim..keys.end * dim];
-                add_block::<FMA>(weights, values, dim, stride, place, &mut o[first * dim..end * dim]);
-            });
+        for run in runs {
+            let (_, values) = cache.tiles(run.id, kv_head, heads);
+            let (first, end) = (run.rows.start * group, run.rows.end * group);
+            let weights = &scores[first * stride..end * stride];
+            let values = &values[run.keys.start * dim..run.keys.end * dim];
+            let o = &mut o[first * dim..end * dim];
+            add_block::<FMA>(weights, values, dim, stride, run.place + run.keys.start, o);
         }
         for (o, inverse) in o.chunks_exact_mut(dim).zip(inverse) {
             o.iter_mut().for_each(|o| *o *= inverse);
         }
-    }
-}
-
-/// Calls `body(run, block id, keys)` for every run of rows that have the same block in place `block` and see the same
-/// keys of it; rows that see none are left out.
-#[inline(always)]
-fn each_run(
-    rows: &[Row],
-    block: usize,
-    block_size: usize,
-    heads: &Heads,
-    mut body: impl FnMut(Range<usize>, u32, Range<usize>),
-) {
-    let seen = |row: &Row| {
-        let start = block * block_size;
-        let end = (row.position + 1).clamp(start, start + block_size) - start;
-        let first = heads.first_key(row.position).clamp(start, start + block_size) - start;
-        (first < end).then(|| (row.block_table[block], first, end))
-    };
-    let mut start = 0;
-    while start < rows.len() {
-        let Some(shared) = seen(&rows[start]) else {
-            start += 1;
-            continue;
-        };
-        let len = rows[start..].iter().take_while(|row| seen(row) == Some(shared)).count();
-        let (id, first, end) = shared;
-        body(start..start + len, id, first..end);
-        start += len;
     }
 }
 
@@ -346,7 +353,10 @@ fn score_tile<const FMA: bool, const ROWS: usize>(
     scores: &mut [f32],
 ) {
     let mut sums = [[0f32; LANES]; ROWS];
-    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &queries[row * dim..(row + 1) * dim]);
+    let mut rows = [queries; ROWS];
+    for row in 0..ROWS {
+        rows[row] = &queries[row * dim..(row + 1) * dim];
+    }
     for d in 0..dim {
         let keys: &[f32; LANES] = keys[d * block_size + lane..][..LANES].try_into().expect("a register of keys");
         for row in 0..ROWS {
@@ -414,7 +424,10 @@ fn add_tile<const FMA: bool, const ROWS: usize, const WIDTH: usize>(
         sums.copy_from_slice(&o[row * dim + d..][..WIDTH]);
     }
     let num_keys = values.len() / dim;
-    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * stride..][..num_keys]);
+    let mut rows = [weights; ROWS];
+    for row in 0..ROWS {
+        rows[row] = &weights[row * stride..][..num_keys];
+    }
     for (key, values) in values.chunks_exact(dim).enumerate() {
         let values: &[f32; WIDTH] = values[d..][..WIDTH].try_into().expect("the tile lies in the head");
         for row in 0..ROWS {

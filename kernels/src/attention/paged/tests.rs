@@ -23,11 +23,6 @@ fn bits(tensor: &Tensor) -> Result<Vec<Vec<u32>>> {
     Ok(tensor.to_vec2::<f32>()?.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect())
 }
 
-fn rows_of(whole: &Tensor, parts: &[Range<usize>]) -> Result<Tensor> {
-    let parts = parts.iter().map(|part| whole.narrow(0, part.start, part.len())).collect::<Result<Vec<_>>>()?;
-    Tensor::cat(&parts, 0)?.contiguous()
-}
-
 const CASES: [Heads; 5] = [
     Heads { query: 4, key_value: 2, dim: 8, window: None },
     Heads { query: 4, key_value: 4, dim: 64, window: None },
@@ -56,7 +51,7 @@ fn a_row_has_the_packed_bits_wherever_the_prompt_is_cut_and_whatever_the_block_s
             let (keys, values) = (poisoned(num_blocks, block_size, &heads)?, poisoned(num_blocks, block_size, &heads)?);
             let (mut start, mut rows_so_far) = (0, Vec::new());
             for end in cuts {
-                let part = rows_of(&qkv, &[start..end])?;
+                let part = qkv.narrow(0, start, end - start)?.contiguous()?;
                 write_cache(&part, &keys, &values, &slots(&block_table, start..end, block_size), block_size, &heads)?;
                 let rows = PagedRows { query_len: end - start, context_len: end, block_table: &block_table };
                 rows_so_far.extend(bits(&paged(&part, &keys, &values, &[rows], block_size, &heads)?)?);
@@ -139,13 +134,13 @@ fn units_cover_all_rows_once_in_order() {
     let tables: Vec<Vec<u32>> = (0..40).map(|which| vec![which / 10, which]).collect();
     let rows: Vec<Row> =
         (0..4000).map(|index| Row { index, position: (index * 7) % 3000, block_table: &tables[index / 100] }).collect();
-    let units = split(&rows);
+    let units = split(&rows, 2);
     assert_eq!(units.concat().iter().map(|row| row.index).collect::<Vec<_>>(), (0..4000).collect::<Vec<_>>());
     for unit in units {
         let longest = unit.iter().map(|row| row.position + 1).max().unwrap_or(0);
-        assert!(unit.len() * longest <= MAX_SCORES + 3000 || unit.len() <= MIN_ROWS + 1, "{}", unit.len());
+        assert!(unit.len() * longest * 2 <= MAX_SCORES + 6000 || unit.len() <= MIN_ROWS + 1, "{}", unit.len());
     }
-    assert!(split(&[]).is_empty());
+    assert!(split(&[], 1).is_empty());
 }
 
 #[test]
