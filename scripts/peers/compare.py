@@ -104,8 +104,10 @@ def compare(args, size, model, dtype):
         for what, field in (("prefill", key[0]), ("decode", key[1]), ("peak MiB", "peak_rss_mib")):
             if a.get(field) and b.get(field):
                 print(f"{batch:>5} {what:>12} {a[field]:>10.1f} {b[field]:>13.1f} {a[field] / b[field]:>6.2f}x")
-        rows.append(dict(size=size, dtype=dtype, batch=batch, clock=clock, glan=a, transformers=b, about=about,
-                         prefill_ratio=round(a[key[0]] / b[key[0]], 3), decode_ratio=round(a[key[1]] / b[key[1]], 3)))
+        # A rate that no pass could tell (a disturbed run) has no ratio.
+        ratios = {what: round(a[field] / b[field], 3) if a.get(field) and b.get(field) else None
+                  for what, field in (("prefill_ratio", key[0]), ("decode_ratio", key[1]))}
+        rows.append(dict(size=size, dtype=dtype, batch=batch, clock=clock, glan=a, transformers=b, about=about, **ratios))
     sys.stdout.flush()
     return rows
 

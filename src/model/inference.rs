@@ -30,7 +30,7 @@ const MAX_ROWS: usize = 512;
 /// Slot `block * Z + offset` holds one token; how its numbers lie within the block is the kernels' affair. The tensors are
 /// made once; block 0 is an ordinary block.
 pub struct KvCache {
-    /// Per layer: keys `[P, K, D, Z]` and values `[P, K, Z, D]`, each held as `[P * Z, K * D]` in f32.
+    /// Per layer: keys and values, each `[P * Z, K * D]` in f32.
     pub layers: Vec<(Tensor, Tensor)>,
     /// `Z`
     pub block_size: usize,

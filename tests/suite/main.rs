@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test stops at the first surprise, and nobody imports it")]
 
 mod architecture;
+mod bench;
 mod chat_templates;
 mod cli;
 mod fetch;
