@@ -10,6 +10,7 @@ pub mod compare;
 mod data;
 mod fewshot;
 mod gsm8k;
+pub mod ifeval;
 mod metrics;
 pub mod plan;
 pub mod primer;
