@@ -72,7 +72,7 @@ impl PythonRandom {
     }
 
     /// A number below `n` (at least 1), by rejection as `_randbelow` does it.
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         debug_assert!(n > 0 && n < u32::MAX as usize, "{n} is out of range");
         let bits = usize::BITS - n.leading_zeros();
         loop {

@@ -15,7 +15,7 @@ use super::{
     responses::Response,
     stats,
     task::OutputType,
-    tasks::{self, ifeval::Checks, minerva},
+    tasks::{self, minerva},
 };
 use crate::{error::usage, language_model::Message};
 
@@ -99,10 +99,7 @@ pub fn check(golden: &Path, benchmarks: &Path) -> Result<Agreement> {
         compare_tables(&file, &mut agreement.scores)?;
     }
     if let Some(file) = read(golden, "ifeval.json", &mut agreement)? {
-        match Checks::load(benchmarks) {
-            Ok(checks) => verdicts::compare(&file, benchmarks, &checks, &mut agreement.verdicts)?,
-            Err(error) => agreement.left_out.push(format!("verdicts were not compared: {error:#}")),
-        }
+        verdicts::compare(&file, benchmarks, &mut agreement.verdicts)?;
     }
     if [&agreement.prompts, &agreement.scores, &agreement.verdicts].iter().all(|tally| tally.compared == 0) {
         return Err(usage(format!(

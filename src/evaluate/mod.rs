@@ -10,6 +10,7 @@ mod data;
 mod fewshot;
 pub mod golden;
 mod groups;
+pub mod ifeval;
 mod metrics;
 pub mod plan;
 pub mod primer;

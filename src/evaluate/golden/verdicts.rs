@@ -6,10 +6,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::{Tally, list};
-use crate::evaluate::{
-    data,
-    tasks::ifeval::{Checks, Verdicts},
-};
+use crate::evaluate::{data, ifeval::Verdicts, tasks::ifeval::checker};
 
 /// The prompts of the benchmark.
 const PROMPTS: &str = "ifeval/input_data.jsonl";
@@ -17,7 +14,8 @@ const PROMPTS: &str = "ifeval/input_data.jsonl";
 /// Counts every verdict, strict and loose, of every instruction.
 ///
 /// **Errors**: the benchmark's file is missing, or the golden file is of another form.
-pub fn compare(file: &Value, benchmarks: &Path, checks: &Checks, tally: &mut Tally) -> Result<()> {
+pub fn compare(file: &Value, benchmarks: &Path, tally: &mut Tally) -> Result<()> {
+    let checks = checker(benchmarks)?;
     let rows = data::read_rows(benchmarks, PROMPTS)?;
     let rows: HashMap<u64, &Value> = rows.iter().filter_map(|(_, row)| Some((row["key"].as_u64()?, row))).collect();
     let responses = data::strings(file, "responses").context("`ifeval.json`")?;

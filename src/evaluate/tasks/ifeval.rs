@@ -3,16 +3,17 @@
 //! **Source**: Zhou et al. 2023, arXiv 2311.07911; lm-evaluation-harness's `ifeval`, version 4.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::definition::{Definition, Scoring, mean};
 use crate::evaluate::{
     data,
+    ifeval::{Checker, Verdicts},
     task::{Document, Measure, Scores, Split, Target, Task},
 };
 
@@ -20,28 +21,16 @@ const FILES: &[&str] = &["ifeval/input_data.jsonl"];
 const METRICS: &[&str] =
     &["prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"];
 
-/// Which instructions of a document a response follows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdicts {
-    /// As written.
-    pub strict: Vec<bool>,
-    /// By any of its relaxed variants.
-    pub loose: Vec<bool>,
-}
-
 /// The task of this file.
 pub fn tasks() -> Vec<Box<dyn Task>> {
     let kwargs = json!({"until": [], "do_sample": false, "temperature": 0.0, "max_gen_toks": 1280});
     let task = Definition::generative("ifeval", 4.0, kwargs, |data_dir, _| {
+        // Missing files are better found now than when there are answers to check.
+        checker(data_dir)?;
         let documents = data::documents(data::read_rows(data_dir, FILES[0])?, FILES[0], document)?;
-        // Prompts can be made without them; `check_scoring` says so before anything is asked.
-        *CHECKS.lock().unwrap_or_else(PoisonError::into_inner) = Checks::load(data_dir).ok().map(Arc::new);
         Ok(Split { documents, fewshot_pool: Vec::new() })
     })
-    .scored_by(
-        METRICS,
-        Scoring { answers: Some(score), aggregate: Some(aggregate), check: Some(can_check), ..Scoring::default() },
-    )
+    .scored_by(METRICS, Scoring { answers: Some(score), aggregate: Some(aggregate), ..Scoring::default() })
     .documented("prompt", "0", FILES)
     .zero_shot();
     vec![task.boxed()]
@@ -58,38 +47,27 @@ fn document(row: Value) -> Result<Document> {
     })
 }
 
-/// The seam to the checks of instructions, with what they read from the benchmarks' folder.
-pub struct Checks;
+/// The checks with what they read from a benchmarks' folder, which takes a while and 20 MB.
+static CHECKER: Mutex<Option<(PathBuf, Arc<Checker>)>> = Mutex::new(None);
 
-impl Checks {
-    /// Reads what the checks need.
-    ///
-    /// **Errors**: this build has no checks, or their files are missing.
-    pub fn load(_data_dir: &Path) -> Result<Self> {
-        can_check()?;
-        Ok(Self)
+/// The checks with the files of a folder; read once.
+///
+/// **Errors**: a file is missing or damaged.
+pub fn checker(data_dir: &Path) -> Result<Arc<Checker>> {
+    let mut last = CHECKER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, checker)) = last.as_ref().filter(|(folder, _)| folder == data_dir) {
+        return Ok(checker.clone());
     }
-
-    /// One verdict per instruction of a document's row, on a response.
-    ///
-    /// **Errors**: the row is damaged.
-    pub fn verdicts(&self, _row: &Value, _response: &str) -> Result<Verdicts> {
-        can_check()?;
-        Ok(Verdicts { strict: Vec::new(), loose: Vec::new() })
-    }
+    let checker = Arc::new(Checker::load(data_dir)?);
+    *last = Some((data_dir.to_owned(), checker.clone()));
+    Ok(checker)
 }
-
-fn can_check() -> Result<()> {
-    bail!("this build has no checks of instructions")
-}
-
-/// The checks of the folder that the documents were read from.
-static CHECKS: Mutex<Option<Arc<Checks>>> = Mutex::new(None);
 
 fn score(document: &Document, answers: &[String]) -> Result<Scores> {
-    let checks = CHECKS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let checks = checks.context("the documents were not read")?;
-    let Verdicts { strict, loose } = checks.verdicts(&document.row, answers.first().map_or("", String::as_str))?;
+    // Documents are read after their checks, from the same folder.
+    let last = CHECKER.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let (_, checker) = last.context("the documents were not read")?;
+    let Verdicts { strict, loose } = checker.verdicts(&document.row, answers.first().map_or("", String::as_str))?;
     let all = |verdicts: &[bool]| Measure::of(verdicts.iter().all(|followed| *followed));
     let each = |verdicts: &[bool]| Measure::Numbers(verdicts.iter().map(|it| f64::from(u8::from(*it))).collect());
     Ok(vec![
