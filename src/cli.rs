@@ -52,6 +52,8 @@ enum Command {
     Inspect(commands::inspect::InspectArgs),
     /// Download a model into the Hugging Face cache.
     Fetch(commands::fetch::FetchArgs),
+    /// Measure how fast this machine is.
+    Bench(commands::bench::BenchArgs),
     /// What this machine and this binary can do.
     Doctor(commands::doctor::DoctorArgs),
 }
@@ -133,6 +135,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Chat(args) => commands::chat::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
         Command::Fetch(args) => commands::fetch::main(&args),
+        Command::Bench(args) => commands::bench::main(&args),
         Command::Doctor(args) => commands::doctor::main(&args),
     }
 }

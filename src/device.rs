@@ -47,6 +47,7 @@ pub enum DtypeChoice {
     Auto,
     /// 32-bit floats.
     F32,
-    /// bfloat16 weights. On the CPU the arithmetic stays in f32: weights are rounded to bf16 when they are loaded.
+    /// bfloat16 weights. On the CPU, inference holds its matrices in bf16 and multiplies in bf16 where the processor can
+    /// (sums are f32); training rounds the weights when they are loaded and stays in f32.
     Bf16,
 }

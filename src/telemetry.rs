@@ -1,6 +1,9 @@
 //! Logs and progress, on stderr alone. Nothing is ever sent anywhere.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
@@ -80,8 +83,12 @@ pub fn print_error(error: &anyhow::Error) {
     eprintln!("error: {error:#}");
 }
 
-/// Prints a command's result on stdout.
-#[expect(clippy::print_stdout, reason = "the one place that writes results")]
+/// Prints a command's result on stdout. A reader that has gone away (`| head`) has read enough: no panic, no error.
 pub fn print_result(text: impl std::fmt::Display) {
-    println!("{text}");
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = writeln!(stdout, "{text}").and_then(|()| stdout.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        tracing::error!("cannot write the result to stdout: {error}");
+    }
 }

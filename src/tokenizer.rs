@@ -6,6 +6,7 @@
 //! decoding and streaming rest.
 
 mod pieces;
+mod synthetic;
 #[cfg(test)]
 pub(crate) mod toy;
 

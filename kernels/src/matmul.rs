@@ -2,10 +2,18 @@
 //!
 //! `y[N, O] = x[N, I] · w[O, I]ᵀ + bias`. Weights stay as checkpoints hold them. Source of the GEMM: the `gemm` crate.
 //! Operations: 2·N·I·O each. The reduction over `I` is cut into blocks of [`K_BLOCK`] that are added in order, and few
-//! rows are padded with zeros, because `gemm` sums in another order for one row and for tiny products.
+//! rows are padded with zeros, because `gemm` sums in another order for one row and for tiny products. Inference packs
+//! its weights once instead: [`PackedWeight`].
+
+mod packed;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use candle_core::{Result, Tensor, bail};
 use gemm::Parallelism;
+
+pub use self::packed::{PackedWeight, WeightDtype};
 
 use crate::{
     host::{read, tensor, write},

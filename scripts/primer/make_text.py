@@ -161,10 +161,10 @@ def main() -> None:
     files, bench = committed_files(world)
     write_committed(files, args.check)
 
-    rng = Random(args.seed)
-    teacher = teacher_rows(rng, world, args.teacher_tokens)
-    base = base_rows(rng, world, args.base_tokens)
-    sample = tokenizer_text(rng, teacher, base)
+    # A stream each, so that the size of one text does not change the other.
+    teacher = teacher_rows(Random(f"{args.seed} teacher"), world, args.teacher_tokens)
+    base = base_rows(Random(f"{args.seed} base"), world, args.base_tokens)
+    sample = tokenizer_text(Random(f"{args.seed} tokenizer"), teacher, base)
 
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in {

@@ -29,6 +29,8 @@ struct Findings {
     cores: usize,
     memory_bytes: Option<u64>,
     available_memory_bytes: Option<u64>,
+    /// Free for this user where the current folder lies, and so by default every run.
+    free_disk_bytes: Option<u64>,
     devices: Vec<DeviceFinding>,
     hugging_face_cache: CacheFinding,
     /// What would run where.
@@ -95,6 +97,7 @@ fn look() -> Findings {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         memory_bytes: memory::total_bytes(),
         available_memory_bytes: memory::available_bytes(),
+        free_disk_bytes: rustix::fs::statvfs(".").ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
         devices: devices.into(),
         hugging_face_cache: look_at_cache(HubEnvironment::from_process().cache()),
         plan: plan.into(),
@@ -140,6 +143,7 @@ fn table(findings: &Findings) -> String {
     row("cpu features", &features.join(", "));
     row("memory", &size(findings.memory_bytes));
     row("memory available", &size(findings.available_memory_bytes));
+    row("disk free here", &size(findings.free_disk_bytes));
     for device in &findings.devices {
         row(&format!("device {}", device.name), device.reason.as_deref().unwrap_or("usable"));
     }
@@ -175,7 +179,9 @@ mod tests {
     fn the_table_names_everything_that_the_json_has() {
         let findings = look();
         let table = table(&findings);
-        for word in [findings.version, "cores", "cpu features", "device cpu", "usable", "teacher", "train", "f32"] {
+        for word in
+            [findings.version, "cores", "cpu features", "disk free", "device cpu", "usable", "teacher", "train", "f32"]
+        {
             assert!(table.contains(word), "`{word}` is missing in\n{table}");
         }
         assert!(findings.devices.iter().any(|device| device.name == "cpu" && device.usable));

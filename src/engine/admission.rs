@@ -49,8 +49,15 @@ impl<R: Runner> Engine<R> {
         for index in 0..sampling.n {
             let state = grammar.as_ref().map(|grammar| grammar.start());
             let tokenizer = &self.vocabulary.tokenizer;
-            let generation = Generation::new(request, index, &prompt, max_new_tokens, state, tokenizer, is_streamed);
-            self.queue(prompt.clone(), prompt.len() - 1, Task::Generate(Box::new(generation)));
+            let mut generation =
+                Generation::new(request, index, &prompt, max_new_tokens, state, tokenizer, is_streamed);
+            let forced = generation.first_tokens(&self.vocabulary);
+            let is_finished = generation.is_finished();
+            let task = Task::Generate(Box::new(generation));
+            let mut sequence = Sequence::new(self.new_sequence_id(), prompt.clone(), prompt.len() - 1, task);
+            forced.into_iter().for_each(|token_id| sequence.push(token_id));
+            sequence.is_finished = is_finished;
+            self.scheduler.add(sequence);
         }
         Ok(())
     }
@@ -58,13 +65,14 @@ impl<R: Runner> Engine<R> {
     fn admit_scoring(&mut self, request: ScoreRequest) -> Result<()> {
         let (scoring, input, first_wanted) =
             scoring::Scoring::prepare(request, self.prefix_token_id, self.max_model_len, self.runner.vocab_size())?;
-        self.queue(input, first_wanted, Task::Score(scoring));
+        let id = self.new_sequence_id();
+        self.scheduler.add(Sequence::new(id, input, first_wanted, Task::Score(scoring)));
         Ok(())
     }
 
-    fn queue(&mut self, token_ids: Vec<u32>, logits_from: usize, task: Task) {
-        self.scheduler.add(Sequence::new(self.next_sequence_id, token_ids, logits_from, task));
+    fn new_sequence_id(&mut self) -> u64 {
         self.next_sequence_id += 1;
+        self.next_sequence_id - 1
     }
 
     fn prompt_token_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {

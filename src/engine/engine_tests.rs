@@ -11,7 +11,7 @@ use super::{
 };
 use crate::language_model::{Constraint, FinishReason, Prompt, SamplingParams};
 
-fn request(id: usize, prompt: &[u32], sampling: SamplingParams) -> Request {
+pub(super) fn request(id: usize, prompt: &[u32], sampling: SamplingParams) -> Request {
     Request { id: id.to_string(), prompt: Prompt::TokenIds(prompt.to_vec()), sampling }
 }
 
@@ -19,7 +19,7 @@ fn text_request(text: &str, sampling: SamplingParams) -> Request {
     Request { id: "a".into(), prompt: Prompt::Text(text.into()), sampling }
 }
 
-fn run(engine: &mut Engine<ToyRunner>, requests: Vec<Request>) -> Vec<Completion> {
+pub(super) fn run(engine: &mut Engine<ToyRunner>, requests: Vec<Request>) -> Vec<Completion> {
     let mut completions = Vec::new();
     let mut take = |completion| {
         completions.push(completion);
@@ -30,7 +30,7 @@ fn run(engine: &mut Engine<ToyRunner>, requests: Vec<Request>) -> Vec<Completion
     completions
 }
 
-fn score(engine: &mut Engine<ToyRunner>, requests: Vec<ScoreRequest>) -> Vec<Score> {
+pub(super) fn score(engine: &mut Engine<ToyRunner>, requests: Vec<ScoreRequest>) -> Vec<Score> {
     let mut scores = Vec::new();
     let mut take = |score| {
         scores.push(score);
@@ -42,7 +42,12 @@ fn score(engine: &mut Engine<ToyRunner>, requests: Vec<ScoreRequest>) -> Vec<Sco
 }
 
 /// One token at a time, no cache, no batch.
-fn naive(model: ToyModel, request: &Request, index: usize, max_model_len: usize) -> (Vec<u32>, FinishReason) {
+pub(super) fn naive(
+    model: ToyModel,
+    request: &Request,
+    index: usize,
+    max_model_len: usize,
+) -> (Vec<u32>, FinishReason) {
     let Prompt::TokenIds(prompt) = &request.prompt else { unreachable!("tests send ids") };
     let mut sampler = Sampler::new(&request.sampling, index, prompt);
     let mut history = prompt.clone();
@@ -69,6 +74,7 @@ fn toy() -> impl Strategy<Value = Toy> {
             max_num_batched_tokens,
             num_blocks: 40usize.div_ceil(block_size) + spare_blocks,
             max_model_len: 40,
+            ..Toy::default()
         },
     )
 }
@@ -148,8 +154,8 @@ fn small_pools_preempt_and_still_give_the_same_tokens() {
     let mut tight = Toy { num_blocks: 15, ..Toy::default() }.engine();
     let expected = run(&mut roomy, requests.clone());
     assert_eq!(run(&mut tight, requests), expected);
-    assert_eq!(roomy.scheduler.num_preemptions(), 0);
-    assert!(tight.scheduler.num_preemptions() > 0, "the pool was meant to be too small");
+    assert_eq!(roomy.counters().preemptions, 0);
+    assert!(tight.counters().preemptions > 0, "the pool was meant to be too small");
 }
 
 #[test]
@@ -182,7 +188,7 @@ fn what_cannot_be_served_fails_alone() {
 
 #[test]
 fn requests_are_pulled_only_when_a_seat_is_free() {
-    let mut engine = Toy { max_num_seqs: 3, ..Toy::default() }.engine();
+    let mut engine = Toy { max_num_seqs: 3, enable_prefix_caching: false, ..Toy::default() }.engine();
     let pulled = std::cell::Cell::new(0);
     let sampling = SamplingParams { max_new_tokens: 5, ..SamplingParams::default() };
     let mut requests = (0..50).map(|id| {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{
-    grammar::GrammarState,
+    grammar::{GrammarError, GrammarState, TokenMask},
     output_text::{OutputText, cut_at_stop},
     sampler::Sampler,
     sequence::Sequence,
@@ -32,6 +32,8 @@ pub struct Generation {
     stop: Vec<String>,
     sampler: Sampler,
     constraint: Option<GrammarState>,
+    /// What the constraint allows next, when that is known ahead of the logits.
+    mask: Option<Result<TokenMask, GrammarError>>,
     /// Kept only where stop strings are watched or text is streamed.
     text: Option<OutputText>,
     is_streamed: bool,
@@ -64,6 +66,7 @@ impl Generation {
             stop: sampling.stop.clone(),
             sampler: Sampler::new(sampling, index, prompt),
             constraint,
+            mask: None,
             text: watches_text.then(|| OutputText::new(sampling.stop.clone(), tokenizer.stream_decoder())),
             is_streamed,
             logprobs: sampling.logprobs.map(|_| Vec::new()),
@@ -83,38 +86,98 @@ impl Generation {
         self.is_streamed
     }
 
-    /// Draws the answer's next token (its `num_output`-th, from 0) from a row of logits; `None` when none can follow,
-    /// because it failed or its constraint ended without an end-of-sequence token.
-    pub fn next_token(&mut self, row: &[f32], num_output: usize, vocabulary: &Vocabulary) -> Option<u32> {
-        match self.try_next_token(row, num_output, vocabulary) {
-            Ok(token_id) => token_id,
-            Err(error) => {
-                self.finish_reason = Some(FinishReason::Error);
-                self.error = Some(format!("{error:#}"));
-                None
-            }
-        }
+    /// Whether [`Generation::prepare_mask`] has something to do.
+    pub fn wants_mask(&self) -> bool {
+        self.constraint.is_some() && self.mask.is_none() && !self.is_finished()
     }
 
-    fn try_next_token(&mut self, row: &[f32], num_output: usize, vocabulary: &Vocabulary) -> Result<Option<u32>> {
-        let mask = self.constraint.as_mut().map(GrammarState::allowed).transpose()?;
+    /// Finds out what the constraint allows next, ahead of the logits.
+    pub fn prepare_mask(&mut self) {
+        self.mask = self.constraint.as_mut().map(GrammarState::allowed);
+    }
+
+    /// The tokens that the constraint forces at the very start: the model reads them along with the prompt.
+    pub fn first_tokens(&mut self, vocabulary: &Vocabulary) -> Vec<u32> {
+        self.collect_tokens(|generation, token_ids| generation.try_forced_tokens(0, vocabulary, token_ids))
+    }
+
+    /// The answer's next tokens, of which the first is its `num_output`-th (from 0) and drawn from a row of logits;
+    /// behind it what the constraint then forces. Empty when none can follow, because it failed or its constraint ended
+    /// without an end-of-sequence token.
+    pub fn next_tokens(&mut self, row: &[f32], num_output: usize, vocabulary: &Vocabulary) -> Vec<u32> {
+        self.collect_tokens(|generation, token_ids| {
+            generation.try_next_token(row, num_output, vocabulary, token_ids)?;
+            generation.try_forced_tokens(num_output + token_ids.len(), vocabulary, token_ids)
+        })
+    }
+
+    fn collect_tokens(&mut self, add: impl FnOnce(&mut Self, &mut Vec<u32>) -> Result<()>) -> Vec<u32> {
+        let mut token_ids = Vec::new();
+        if let Err(error) = add(self, &mut token_ids) {
+            self.finish_reason = Some(FinishReason::Error);
+            self.error = Some(format!("{error:#}"));
+        }
+        token_ids
+    }
+
+    fn try_next_token(
+        &mut self,
+        row: &[f32],
+        num_output: usize,
+        vocabulary: &Vocabulary,
+        token_ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        if self.mask.is_none() {
+            self.prepare_mask();
+        }
+        let mask = self.mask.take().transpose()?;
         if self.constraint.as_ref().is_some_and(GrammarState::is_finished) {
             self.finish_reason = Some(FinishReason::Stop);
-            return Ok(None);
+            return Ok(());
         }
         let (token_id, logprob) = self.sampler.sample(row, mask.as_ref())?;
         if let (Some(logprobs), Some(logprob)) = (&mut self.logprobs, logprob) {
             logprobs.push(logprob);
         }
+        self.accept(token_id, num_output, vocabulary, token_ids)
+    }
+
+    /// Appends tokens as long as the constraint leaves no choice: what a mask of one token would give, without asking
+    /// the model. Not where log-probabilities are wanted, since these come from the model alone.
+    fn try_forced_tokens(
+        &mut self,
+        num_output: usize,
+        vocabulary: &Vocabulary,
+        token_ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        let num_before = token_ids.len();
+        while !self.is_finished() && self.logprobs.is_none() {
+            let Some(token_id) = self.constraint.as_mut().and_then(GrammarState::forced_token) else { break };
+            self.sampler.force(token_id);
+            self.accept(token_id, num_output + token_ids.len() - num_before, vocabulary, token_ids)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the answer's `num_output`-th token and sees whether it is the last.
+    fn accept(
+        &mut self,
+        token_id: u32,
+        num_output: usize,
+        vocabulary: &Vocabulary,
+        token_ids: &mut Vec<u32>,
+    ) -> Result<()> {
         if self.ends_at_eos && vocabulary.eos_token_ids.contains(&token_id) {
+            token_ids.push(token_id);
             self.ended_by_eos = true;
             self.finish_reason = Some(FinishReason::Stop);
-            return Ok(Some(token_id));
+            return Ok(());
         }
         let is_complete = match &mut self.constraint {
             Some(constraint) => constraint.accept(token_id)?,
             None => false,
         };
+        token_ids.push(token_id);
         let is_stopped = match &mut self.text {
             Some(text) => text.push(token_id),
             None => false,
@@ -124,7 +187,7 @@ impl Generation {
         } else if num_output + 1 >= self.max_new_tokens {
             self.finish_reason = Some(FinishReason::Length);
         }
-        Ok(Some(token_id))
+        Ok(())
     }
 
     /// Text that has become final since the last call; empty unless it is streamed.

@@ -11,11 +11,14 @@ use llguidance::{
     JsonCompileOptions, Matcher, ParserFactory,
     api::TopLevelGrammar,
     earley::SlicedBiasComputer,
-    toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie},
+    toktrie::{InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie},
 };
 use thiserror::Error;
 
+use self::environment::VocabularyEnv;
 use crate::{language_model::Constraint, tokenizer::Tokenizer};
+
+mod environment;
 
 /// Tokens longer than this never match: the trie's node has ten bits for its depth.
 const MAX_TOKEN_BYTES: usize = 512;
@@ -73,7 +76,7 @@ impl GrammarFactory {
         }
         let size = u32::try_from(words.len()).map_err(|error| GrammarError::Tokenizer(error.to_string()))?;
         let trie = TokTrie::from(&TokRxInfo::new(size, ends[0]), &words).with_eos_tokens(&ends);
-        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let environment: TokEnv = Arc::new(VocabularyEnv::new(trie, tokenizer.clone()));
         let mut parsers =
             ParserFactory::new(&environment, InferenceCapabilities::default(), &SlicedBiasComputer::json_slices())
                 .map_err(|error| GrammarError::Tokenizer(format!("{error:#}")))?;
@@ -216,12 +219,15 @@ impl GrammarState {
         self.is_finished() || self.matcher.is_accepting().unwrap_or(false)
     }
 
-    /// The one token that can come next, where there is no choice: the model need not be asked.
-    pub fn forced_token(&mut self) -> Result<Option<u32>, GrammarError> {
+    /// The token that must come next, where the bytes leave no choice: the model need not be asked.
+    ///
+    /// Forced bytes can mostly be cut into tokens in several ways. It is always the tokenizer's own way, whether the
+    /// model is asked or not: [`GrammarState::allowed`] allows only this token in the same place.
+    pub fn forced_token(&mut self) -> Option<u32> {
         if self.is_finished() {
-            return Ok(None);
+            return None;
         }
-        Ok(self.allowed()?.only())
+        self.matcher.compute_ff_tokens().first().copied()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Opens a model directory and puts an engine together.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use candle_core::Device;
 
@@ -10,7 +12,7 @@ use crate::{
     device::DtypeChoice,
     error::usage,
     language_model::{LanguageModel, ModelIdentity},
-    model::{Decoder, DecoderConfig},
+    model::{DecoderConfig, InferenceDecoder},
     model_dir,
     tokenizer::Tokenizer,
 };
@@ -37,12 +39,41 @@ pub fn load_engine(
     dtype: DtypeChoice,
     max_model_len: usize,
 ) -> Result<Engine<ModelRunner>> {
+    assemble(model, config, device, dtype, max_model_len, |directory, _| {
+        let tokenizer = Tokenizer::load(directory)?;
+        let chat_template = ChatTemplate::load(directory, &tokenizer)?;
+        Ok((tokenizer, chat_template))
+    })
+}
+
+/// The same for models whose texts nobody reads: a missing `tokenizer.json` is made up.
+pub fn load_engine_with_any_tokenizer(
+    model: &str,
+    config: &EngineConfig,
+    device: &Device,
+    dtype: DtypeChoice,
+    max_model_len: usize,
+) -> Result<Engine<ModelRunner>> {
+    assemble(model, config, device, dtype, max_model_len, |directory, shape| {
+        let is_there = directory.join("tokenizer.json").is_file();
+        let tokenizer = if is_there { Tokenizer::load(directory)? } else { Tokenizer::synthetic(shape.vocab_size)? };
+        Ok((tokenizer, None))
+    })
+}
+
+fn assemble(
+    model: &str,
+    config: &EngineConfig,
+    device: &Device,
+    dtype: DtypeChoice,
+    max_model_len: usize,
+    texts: impl FnOnce(&Path, &DecoderConfig) -> Result<(Tokenizer, Option<ChatTemplate>)>,
+) -> Result<Engine<ModelRunner>> {
     check_engine_config(config)?;
     let directory = model_dir::resolve(model)?;
     let start = std::time::Instant::now();
-    let tokenizer = Tokenizer::load(&directory)?;
-    let chat_template = ChatTemplate::load(&directory, &tokenizer)?;
-    let decoder = Decoder::load(&directory, device, dtype)
+    let (tokenizer, chat_template) = texts(&directory, &DecoderConfig::load(&directory)?)?;
+    let decoder = InferenceDecoder::load(&directory, device, dtype)
         .with_context(|| format!("cannot load the model in `{}`", directory.display()))?;
     let shape = decoder.config.clone();
     tokenizer.check_fits(shape.vocab_size).with_context(|| format!("`{}`", directory.display()))?;
@@ -126,11 +157,11 @@ fn dtype_name(dtype: DtypeChoice, device: &Device) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::RopeScaling;
 
-    fn shape() -> DecoderConfig {
+    pub(in crate::engine) fn shape() -> DecoderConfig {
         DecoderConfig {
             model_type: "llama".into(),
             vocab_size: 100,

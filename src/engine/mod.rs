@@ -4,7 +4,7 @@
 //! the [`scheduler`] chooses each step's sequences; the [`model_runner`] runs the model on the [`batch`]; the
 //! [`sampler`] turns logits into tokens. `Engine::step` is all five in one breath.
 //!
-//! Requests are pulled only when a seat is free, so a backlog may be longer than memory. On the CPU in f32 a row's bits
+//! Requests are pulled a window ahead of the seats ([`prefix_order`]), so a backlog may be longer than memory. On the CPU in f32 a row's bits
 //! depend on its own tokens alone, hence so does every record: `max_num_seqs`, `max_num_batched_tokens`, preemption and
 //! the neighbours change when an answer comes, never what it is.
 
@@ -18,6 +18,8 @@ mod loader;
 pub mod memory;
 pub mod model_runner;
 pub mod output_text;
+pub mod prefix_hash;
+mod prefix_order;
 pub mod sampler;
 pub mod scheduler;
 pub mod scoring;
@@ -26,9 +28,15 @@ pub mod sequence;
 #[cfg(test)]
 mod engine_tests;
 #[cfg(test)]
+mod model_based_tests;
+#[cfg(test)]
 mod scheduler_tests;
 #[cfg(test)]
+mod sharing_tests;
+#[cfg(test)]
 mod test_support;
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -37,13 +45,14 @@ use self::{
     block_pool::BlockPool,
     generation::Generation,
     grammar_cache::GrammarCache,
-    scheduler::{Scheduler, SchedulerLimits},
+    prefix_order::InPrefixOrder,
+    scheduler::{Counters, Scheduler, SchedulerLimits},
     scoring::Scoring,
     sequence::Sequence,
 };
 pub use self::{
     generation::Vocabulary,
-    loader::{load, load_engine},
+    loader::{load, load_engine, load_engine_with_any_tokenizer},
     model_runner::{ModelRunner, Runner},
 };
 use crate::{
@@ -51,6 +60,7 @@ use crate::{
     config::EngineConfig,
     interrupt,
     language_model::{Completion, LanguageModel, ModelIdentity, Request, Score, ScoreRequest},
+    model::PagedBatch,
     tokenizer::Tokenizer,
 };
 
@@ -91,7 +101,21 @@ pub struct Engine<R> {
     prefix_token_id: Option<u32>,
     /// Never more than the whole pool holds, so the oldest sequence can always run to its end.
     max_model_len: usize,
+    /// Whether requests are also put in an order in which equal beginnings meet.
+    enable_prefix_caching: bool,
     next_sequence_id: u64,
+    times: StepTimes,
+}
+
+/// Where the time of all steps so far went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Choosing sequences, allocating blocks, flattening the batch.
+    pub schedule: Duration,
+    /// The model, and the masks of constraints beside it.
+    pub forward: Duration,
+    /// Drawing tokens, watching for stop strings, forced tokens.
+    pub sample: Duration,
 }
 
 /// What an engine is made of, beside its runner.
@@ -115,6 +139,7 @@ impl<R: Runner> Engine<R> {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
             max_logit_rows: MAX_LOGIT_ROWS.max(config.max_num_seqs),
+            enable_prefix_caching: config.enable_prefix_caching,
         };
         let pool = BlockPool::new(runner.num_blocks(), runner.block_size());
         let max_model_len = parts.max_model_len.min(runner.num_blocks() * runner.block_size());
@@ -127,8 +152,25 @@ impl<R: Runner> Engine<R> {
             identity: parts.identity,
             prefix_token_id: parts.prefix_token_id,
             max_model_len,
+            enable_prefix_caching: config.enable_prefix_caching,
             next_sequence_id: 0,
+            times: StepTimes::default(),
         }
+    }
+
+    /// Tokens of the model's vocabulary, padding included.
+    pub fn vocab_size(&self) -> usize {
+        self.runner.vocab_size()
+    }
+
+    /// What prefix caching saved and what preemption lost since the start.
+    pub fn counters(&self) -> Counters {
+        self.scheduler.counters()
+    }
+
+    /// Where the time of all steps so far went.
+    pub fn step_times(&self) -> StepTimes {
+        self.times
     }
 
     /// Serves one request, with its text as it becomes final. Stop strings are never shown, not even their beginning.
@@ -166,7 +208,7 @@ impl<R: Runner> Engine<R> {
         incoming: &mut dyn Iterator<Item = Incoming>,
         deliver: &mut dyn FnMut(Outcome) -> Result<()>,
     ) -> Result<()> {
-        let mut incoming = incoming.fuse();
+        let mut incoming = InPrefixOrder::new(incoming, self.enable_prefix_caching);
         loop {
             interrupt::check()?;
             if self.scheduler.has_seat()
@@ -184,54 +226,74 @@ impl<R: Runner> Engine<R> {
 
     /// One forward pass and what follows from it.
     fn step(&mut self) -> Result<Vec<Outcome>> {
-        let scheduled = self.scheduler.schedule();
-        let batch = batch::build(&scheduled, self.scheduler.running(), self.runner.block_size());
-        let logits = self.runner.forward(&batch)?;
-        self.advance(&scheduled, &logits)?;
+        self.compute()?;
         Ok(self.collect_outcomes())
     }
 
-    /// Hands every scheduled sequence its rows of logits; in parallel, since no sequence looks at another.
-    fn advance(&mut self, scheduled: &[scheduler::Scheduled], logits: &[f32]) -> Result<()> {
+    /// One forward pass; what came of it is with the sequences. After an error the scheduler must be cleared.
+    fn compute(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let scheduled = self.scheduler.schedule();
+        let batch = batch::build(&scheduled, self.scheduler.running(), self.runner.block_size());
+        if scheduled.is_empty() {
+            // Whatever is here was complete when it came.
+            return Ok(());
+        }
+        let is_scheduled = Instant::now();
+        self.runner.copy_blocks(self.scheduler.copies())?;
+        let logits = self.forward_beside_masks(&batch)?;
+        let num_logits = batch.logit_rows.len() * self.runner.vocab_size();
+        ensure!(logits.len() == num_logits, "the model returned {} logits instead of {num_logits}", logits.len());
+        let is_computed = Instant::now();
+        self.advance(&scheduled, &logits);
+        self.times.schedule += is_scheduled - start;
+        self.times.forward += is_computed - is_scheduled;
+        self.times.sample += is_computed.elapsed();
+        Ok(())
+    }
+
+    /// The forward pass; meanwhile whatever threads it leaves idle find out which tokens the constraints allow next.
+    fn forward_beside_masks(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {
+        let Self { runner, scheduler, .. } = self;
+        let tasks = scheduler.running_mut().iter_mut().map(|sequence| &mut sequence.task);
+        let constrained: Vec<&mut Generation> = tasks
+            .filter_map(|task| match task {
+                Task::Generate(generation) if generation.wants_mask() => Some(generation.as_mut()),
+                _ => None,
+            })
+            .collect();
+        if constrained.is_empty() {
+            return runner.forward(batch);
+        }
+        let masks = || constrained.into_par_iter().with_max_len(1).for_each(Generation::prepare_mask);
+        rayon::join(|| runner.forward(batch), masks).0
+    }
+
+    /// Hands every sequence its rows of logits; in parallel, since no sequence looks at another.
+    fn advance(&mut self, scheduled: &[scheduler::Scheduled], logits: &[f32]) {
         let vocab_size = self.runner.vocab_size();
-        let mut shares = scheduled.iter().peekable();
-        let mut rest = logits;
-        let mut work = Vec::with_capacity(scheduled.len());
+        let mut advances = self.scheduler.advance(scheduled).into_iter().peekable();
+        let mut work = Vec::with_capacity(advances.len());
         for (index, sequence) in self.scheduler.running_mut().iter_mut().enumerate() {
-            let Some(share) = shares.next_if(|share| share.index == index) else { continue };
-            let num_rows = sequence.logit_positions(share.query_len).len();
-            ensure!(
-                rest.len() >= num_rows * vocab_size,
-                "the model returned {} logits, too few for the batch",
-                logits.len()
-            );
-            let (rows, remaining) = rest.split_at(num_rows * vocab_size);
-            rest = remaining;
-            sequence.num_computed_tokens += share.query_len;
-            work.push((sequence, rows));
+            if let Some(advance) = advances.next_if(|advance| advance.index == index) {
+                work.push((sequence, &logits[advance.rows.start * vocab_size..advance.rows.end * vocab_size]));
+            }
         }
         let vocabulary = &self.vocabulary;
-        work.into_par_iter().with_max_len(1).for_each(|(sequence, rows)| {
-            if !rows.is_empty() {
-                take_rows(sequence, rows, vocab_size, vocabulary);
-            }
-        });
-        Ok(())
+        work.into_par_iter()
+            .with_max_len(1)
+            .for_each(|(sequence, rows)| take_rows(sequence, rows, vocab_size, vocabulary));
     }
 
     /// Streamed text and finished results, oldest sequence first.
     fn collect_outcomes(&mut self) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for sequence in self.scheduler.running_mut() {
-            if let Task::Generate(generation) = &mut sequence.task
-                && generation.is_streamed()
-                && let text = generation.take_shown()
-                && !text.is_empty()
-            {
-                outcomes.push(Outcome::Text(text.to_owned()));
-            }
+            outcomes.extend(shown_text(&mut sequence.task));
         }
-        for sequence in self.scheduler.take_finished() {
+        for mut sequence in self.scheduler.take_finished() {
+            // What was complete when it came has shown nothing yet.
+            outcomes.extend(shown_text(&mut sequence.task));
             let (sequence, task) = sequence.into_task();
             outcomes.push(match task {
                 Task::Generate(generation) => {
@@ -244,16 +306,24 @@ impl<R: Runner> Engine<R> {
     }
 }
 
+/// Text of a streamed answer that has become final since the last call.
+fn shown_text(task: &mut Task) -> Option<Outcome> {
+    let Task::Generate(generation) = task else { return None };
+    if !generation.is_streamed() {
+        return None;
+    }
+    let text = generation.take_shown();
+    (!text.is_empty()).then(|| Outcome::Text(text.to_owned()))
+}
+
 /// Advances one sequence by the rows of logits that it wanted.
 fn take_rows(sequence: &mut Sequence<Task>, rows: &[f32], vocab_size: usize, vocabulary: &Vocabulary) {
     let num_output = sequence.output_token_ids().len();
     match &mut sequence.task {
         Task::Generate(generation) => {
-            let token_id = generation.next_token(rows, num_output, vocabulary);
+            let token_ids = generation.next_tokens(rows, num_output, vocabulary);
             sequence.is_finished = generation.is_finished();
-            if let Some(token_id) = token_id {
-                sequence.push(token_id);
-            }
+            token_ids.into_iter().for_each(|token_id| sequence.push(token_id));
         }
         Task::Score(scoring) => {
             scoring.take_rows(rows, vocab_size);

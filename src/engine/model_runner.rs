@@ -5,11 +5,11 @@ use anyhow::Result;
 use super::memory;
 use crate::{
     config::EngineConfig,
-    model::{Decoder, DecoderConfig, KvCache, PagedBatch},
+    model::{DecoderConfig, InferenceDecoder, KvCache, PagedBatch},
 };
 
 /// Something that turns a batch into logits. [`ModelRunner`] in earnest, a toy with a checkable cache in the tests.
-pub trait Runner {
+pub trait Runner: Send {
     /// `V`
     fn vocab_size(&self) -> usize;
 
@@ -19,6 +19,9 @@ pub trait Runner {
     /// Tokens per block (`Z`).
     fn block_size(&self) -> usize;
 
+    /// Copies whole blocks of the cache, from and to, one after the other.
+    fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()>;
+
     /// One step: writes the rows' keys and values and returns the logits of `batch.logit_rows`.
     ///
     /// **Shapes**: `[rows, V]`, row-major.
@@ -27,14 +30,14 @@ pub trait Runner {
 
 /// A decoder with its cache.
 pub struct ModelRunner {
-    decoder: Decoder,
+    decoder: InferenceDecoder,
     cache: KvCache,
 }
 
 impl ModelRunner {
     /// Makes the cache, once and for all: room for every seat at full length within a quarter of the memory, and always
     /// for one whole sequence.
-    pub fn new(decoder: Decoder, config: &EngineConfig, max_model_len: usize) -> Result<Self> {
+    pub fn new(decoder: InferenceDecoder, config: &EngineConfig, max_model_len: usize) -> Result<Self> {
         let block_bytes = cache_token_bytes(&decoder.config) * config.block_size;
         let num_blocks = num_cache_blocks(config, max_model_len, block_bytes, cache_budget_bytes());
         tracing::debug!(
@@ -42,12 +45,17 @@ impl ModelRunner {
             config.block_size,
             (num_blocks * block_bytes) >> 20
         );
-        let cache = decoder.kv_cache(num_blocks, config.block_size)?;
+        Self::with_blocks(decoder, num_blocks, config.block_size)
+    }
+
+    /// A cache of exactly `num_blocks` blocks of `block_size` tokens.
+    pub fn with_blocks(decoder: InferenceDecoder, num_blocks: usize, block_size: usize) -> Result<Self> {
+        let cache = decoder.kv_cache(num_blocks, block_size)?;
         Ok(Self { decoder, cache })
     }
 
     /// The decoder.
-    pub fn decoder(&self) -> &Decoder {
+    pub fn decoder(&self) -> &InferenceDecoder {
         &self.decoder
     }
 }
@@ -63,6 +71,10 @@ impl Runner for ModelRunner {
 
     fn block_size(&self) -> usize {
         self.cache.block_size
+    }
+
+    fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()> {
+        self.cache.copy_blocks(copies)
     }
 
     fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {

@@ -91,6 +91,17 @@ impl Sampler {
         Ok((token_id, logprob))
     }
 
+    /// Takes a token that no other could have been in place of, without its logits: what [`Sampler::sample`] would do
+    /// with a mask of this token alone.
+    pub fn force(&mut self, token_id: u32) {
+        if self.temperature != 0.0 {
+            let _: f64 = self.rng.random();
+        }
+        if self.repetition_penalty != 1.0 {
+            self.seen.insert(token_id);
+        }
+    }
+
     /// Inverse-transform sampling over what the filters leave.
     fn draw(&mut self, row: &[f32], best: f32) -> u32 {
         let uniform: f64 = self.rng.random();

@@ -6,12 +6,18 @@
 //! the head of the queue and is computed again later. The oldest is never preempted by others and can always have the
 //! whole pool, so every sequence finishes.
 //!
+//! No token is computed twice while it is cached. A sequence enters with the blocks of its beginning that are in the
+//! pool; a block counts as being there from the moment at which a step is to fill it, since a step writes all keys and
+//! values before it reads any. A sequence that equals the one before it up to the first wanted logits (the answers of
+//! one prompt, the continuations of one context) is its fork: it waits in its seat for the leader's row, then goes on
+//! from the leader's blocks. The last one may be half full; whoever writes to it first while others own it takes a copy.
+//!
 //! **Source**: Yu et al., "Orca" (2022), iteration-level scheduling; Agrawal et al., "Sarathi-Serve" (2024), chunked
-//! prefill; names as in vLLM.
+//! prefill; Kwon et al., "PagedAttention" (2023), copy-on-write; names as in vLLM.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
 
-use super::{block_pool::BlockPool, sequence::Sequence};
+use super::{block_pool::BlockPool, prefix_hash, sequence::Sequence};
 
 /// The bounds of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +28,8 @@ pub struct SchedulerLimits {
     pub max_num_batched_tokens: usize,
     /// Most rows of logits of one step: what bounds their memory, `rows * V` floats.
     pub max_logit_rows: usize,
+    /// Whether sequences share the blocks of equal beginnings.
+    pub enable_prefix_caching: bool,
 }
 
 /// A running sequence's share of a step.
@@ -33,6 +41,28 @@ pub struct Scheduled {
     pub query_len: usize,
 }
 
+/// Which of a step's rows of logits a running sequence takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advance {
+    /// Index into [`Scheduler::running`].
+    pub index: usize,
+    /// At least one row.
+    pub rows: Range<usize>,
+}
+
+/// What was saved and what was lost since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Steps.
+    pub steps: u64,
+    /// Prompt tokens whose keys and values were computed, those computed again after a preemption included.
+    pub computed_prompt_tokens: u64,
+    /// Tokens that were found in the cache, or taken over from a sequence with the same prompt.
+    pub prefix_cache_hit_tokens: u64,
+    /// How often a sequence lost its blocks to an older one.
+    pub preemptions: u64,
+}
+
 /// The queue, the seats and the pool.
 #[derive(Debug)]
 pub struct Scheduler<T> {
@@ -42,7 +72,11 @@ pub struct Scheduler<T> {
     waiting: VecDeque<Sequence<T>>,
     /// Sequences with a seat, oldest first.
     running: Vec<Sequence<T>>,
-    num_preemptions: u64,
+    /// Sequences that were complete when they came; they need neither seat nor step.
+    complete: Vec<Sequence<T>>,
+    /// Blocks to be copied before the step that was scheduled last, from and to, in this order.
+    copies: Vec<(u32, u32)>,
+    counters: Counters,
 }
 
 impl<T> Scheduler<T> {
@@ -52,24 +86,44 @@ impl<T> Scheduler<T> {
             limits.max_num_seqs > 0 && limits.max_num_batched_tokens > 0 && limits.max_logit_rows > 0,
             "every limit of the scheduler must be at least 1"
         );
-        Self { limits, pool, waiting: VecDeque::new(), running: Vec::new(), num_preemptions: 0 }
+        Self {
+            limits,
+            pool,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            complete: Vec::new(),
+            copies: Vec::new(),
+            counters: Counters::default(),
+        }
     }
 
     /// Queues a sequence. Its id must be larger than all before, and the whole of it must fit the pool.
-    pub fn add(&mut self, sequence: Sequence<T>) {
+    pub fn add(&mut self, mut sequence: Sequence<T>) {
+        if sequence.is_finished {
+            self.complete.push(sequence);
+            return;
+        }
         debug_assert!(self.pool.blocks_for(sequence.token_ids.len()) <= self.pool.num_blocks());
-        debug_assert!(self.waiting.back().or(self.running.last()).is_none_or(|last| last.id < sequence.id));
+        let last = self.waiting.back().or(self.running.last());
+        debug_assert!(last.is_none_or(|last| last.id < sequence.id));
+        if self.limits.enable_prefix_caching
+            && let Some(last) = last
+            && last.logits_from == sequence.logits_from
+            && last.shared_token_ids() == sequence.shared_token_ids()
+        {
+            sequence.fork_of = last.fork_of.or(Some(last.id));
+        }
         self.waiting.push_back(sequence);
     }
 
     /// Whether one more request would find a seat: requests are pulled only then, so that no backlog piles up here.
     pub fn has_seat(&self) -> bool {
-        self.running.len() + self.waiting.len() < self.limits.max_num_seqs
+        self.running.len() + self.waiting.len() + self.complete.len() < self.limits.max_num_seqs
     }
 
-    /// Whether nothing waits and nothing runs.
+    /// Whether nothing waits, runs, or is complete and not taken.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.waiting.is_empty() && self.running.is_empty() && self.complete.is_empty()
     }
 
     /// The sequences with a seat, oldest first.
@@ -87,13 +141,16 @@ impl<T> Scheduler<T> {
         &self.pool
     }
 
-    /// How often a sequence lost its blocks to an older one.
-    pub fn num_preemptions(&self) -> u64 {
-        self.num_preemptions
+    /// What was saved and what was lost since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
     }
 
-    /// Chooses the next step and allocates its blocks. Empty only when idle; entries ascend by index.
+    /// Chooses the next step and allocates its blocks. Empty only when nothing waits or runs; entries ascend by index.
+    ///
+    /// Before the step is computed the blocks of [`Scheduler::copies`] must be copied.
     pub fn schedule(&mut self) -> Vec<Scheduled> {
+        self.copies.clear();
         let mut step = Step {
             scheduled: Vec::new(),
             tokens: self.limits.max_num_batched_tokens,
@@ -103,8 +160,48 @@ impl<T> Scheduler<T> {
         if !preempted {
             self.admit(&mut step);
         }
-        debug_assert!(!step.scheduled.is_empty() || self.is_idle(), "a step without work would never end");
+        let is_empty = self.waiting.is_empty() && self.running.is_empty();
+        debug_assert!(!step.scheduled.is_empty() || is_empty, "a step without work would never end");
+        self.counters.steps += u64::from(!is_empty);
         step.scheduled
+    }
+
+    /// Blocks to be copied before the step that was scheduled last: from, to, one after the other.
+    pub fn copies(&self) -> &[(u32, u32)] {
+        &self.copies
+    }
+
+    /// Notes that a scheduled step was computed, and says who takes which rows of its logits (ascending by index):
+    /// every sequence its own, a fork the first one of its leader, from whose blocks it then goes on.
+    pub fn advance(&mut self, scheduled: &[Scheduled]) -> Vec<Advance> {
+        let mut advances = Vec::with_capacity(scheduled.len());
+        let mut num_rows = 0;
+        for share in scheduled {
+            let sequence = &mut self.running[share.index];
+            let num_wanted = sequence.logit_positions(share.query_len).len();
+            sequence.num_computed_tokens += share.query_len;
+            if num_wanted == 0 {
+                continue;
+            }
+            let rows = num_rows..num_rows + num_wanted;
+            num_rows = rows.end;
+            let first = rows.start..rows.start + 1;
+            advances.push(Advance { index: share.index, rows });
+            let (older, younger) = self.running.split_at_mut(share.index + 1);
+            let leader = &older[share.index];
+            let is_fork = |fork: &&mut Sequence<T>| {
+                fork.fork_of == Some(leader.id) && fork.block_table.is_empty() && fork.logits_from == leader.logits_from
+            };
+            for (fork, index) in younger.iter_mut().take_while(is_fork).zip(share.index + 1..) {
+                let num_shared = fork.logits_from + 1;
+                fork.block_table = self.pool.share_table(&leader.block_table[..self.pool.blocks_for(num_shared)]);
+                fork.num_computed_tokens = num_shared;
+                fork.fork_of = None;
+                self.counters.prefix_cache_hit_tokens += num_shared as u64;
+                advances.push(Advance { index, rows: first.clone() });
+            }
+        }
+        advances
     }
 
     /// Gives every running sequence its share, oldest first; returns whether one lost its blocks.
@@ -112,69 +209,195 @@ impl<T> Scheduler<T> {
         let mut preempted = false;
         let mut index = 0;
         while index < self.running.len() {
-            let query_len = step.share(&self.running[index]);
-            if query_len > 0 {
-                while !self.grow(index, query_len) {
-                    preempted = true;
-                    self.preempt_youngest();
-                    if index == self.running.len() {
-                        return true;
-                    }
+            if !self.is_held(index) {
+                if self.running[index].block_table.is_empty() {
+                    self.find_cached(index);
                 }
-                step.take(index, query_len, &self.running[index]);
+                let query_len = step.share(&self.running[index]);
+                if query_len > 0 {
+                    while !self.grow(index, query_len) {
+                        preempted = true;
+                        self.preempt_youngest();
+                        if index == self.running.len() {
+                            return true;
+                        }
+                    }
+                    self.take(step, index, query_len);
+                }
             }
             index += 1;
         }
         preempted
     }
 
+    /// Whether a fork still waits for its leader's row. One whose leader has gone or gone on leads the forks behind it.
+    fn is_held(&mut self, index: usize) -> bool {
+        let Some(leader) = self.running[index].fork_of else { return false };
+        if self.is_ahead(leader, self.running[index].logits_from) {
+            return true;
+        }
+        let (older, younger) = self.running.split_at_mut(index + 1);
+        older[index].fork_of = None;
+        follow(leader, older[index].id, younger.iter_mut().chain(&mut self.waiting));
+        false
+    }
+
+    /// Whether the sequence `leader` runs and is yet to be given the logits of `position`.
+    fn is_ahead(&self, leader: u64, position: usize) -> bool {
+        let found = self.running.binary_search_by_key(&leader, |sequence| sequence.id);
+        found.is_ok_and(|at| self.running[at].logits_from == position && !self.running[at].is_finished)
+    }
+
     /// Seats waiting sequences in order while seats, tokens and blocks last.
     fn admit(&mut self, step: &mut Step) {
         while self.running.len() < self.limits.max_num_seqs {
-            let Some(next) = self.waiting.front() else { break };
-            let query_len = step.share(next);
-            // A sequence enters only when all that is known of it fits, or it would soon be thrown out again.
-            if query_len == 0 || self.pool.blocks_for(next.token_ids.len()) > self.pool.num_free() {
+            let Some(mut next) = self.waiting.pop_front() else { break };
+            if next.fork_of.is_some_and(|leader| self.is_ahead(leader, next.logits_from)) {
+                self.running.push(next);
+                continue;
+            }
+            if let Some(leader) = next.fork_of.take() {
+                follow(leader, next.id, self.waiting.iter_mut());
+            }
+            if !self.enter(&mut next, step) {
+                self.waiting.push_front(next);
                 break;
             }
-            let next = self.waiting.pop_front().expect("looked at just above");
+            let query_len = step.share(&next);
             self.running.push(next);
             let index = self.running.len() - 1;
             let fits = self.grow(index, query_len);
-            debug_assert!(fits, "free blocks were counted just above");
-            step.take(index, query_len, &self.running[index]);
+            debug_assert!(fits, "free blocks were counted when it entered");
+            self.take(step, index, query_len);
         }
     }
 
+    /// Gives a waiting sequence the cached blocks of its beginning, if it can take part in the step.
+    fn enter(&mut self, sequence: &mut Sequence<T>, step: &Step) -> bool {
+        let (num_hits, num_free_hits) = num_cached(&self.limits, &self.pool, sequence);
+        // A sequence enters only when all that is known of it fits, or it would soon be thrown out again.
+        let num_missing = self.pool.blocks_for(sequence.token_ids.len()) - num_hits;
+        if num_missing > self.pool.num_free() - num_free_hits {
+            return false;
+        }
+        sequence.num_computed_tokens = num_hits * self.pool.block_size();
+        if step.share(sequence) == 0 {
+            sequence.num_computed_tokens = 0;
+            return false;
+        }
+        self.pool.share_cached(&mut sequence.block_table, &sequence.block_hashes[..num_hits]);
+        self.counters.prefix_cache_hit_tokens += sequence.num_computed_tokens as u64;
+        true
+    }
+
+    /// The same for a sequence that has a seat, where it waited as a fork.
+    fn find_cached(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        let (num_hits, _) = num_cached(&self.limits, &self.pool, sequence);
+        sequence.num_computed_tokens = num_hits * self.pool.block_size();
+        self.pool.share_cached(&mut sequence.block_table, &sequence.block_hashes[..num_hits]);
+        self.counters.prefix_cache_hit_tokens += sequence.num_computed_tokens as u64;
+    }
+
+    /// Sees to room for the next `query_len` tokens that nobody else owns. All or nothing.
     fn grow(&mut self, index: usize, query_len: usize) -> bool {
         let sequence = &mut self.running[index];
-        self.pool.grow(&mut sequence.block_table, sequence.num_computed_tokens + query_len)
+        let end = sequence.num_computed_tokens + query_len;
+        let first = sequence.num_computed_tokens / self.pool.block_size();
+        let shared = sequence.block_table.get_mut(first).filter(|block| self.pool.num_owners(**block) > 1);
+        let num_missing = usize::from(shared.is_some());
+        if let Some(block) = shared {
+            let more = self.pool.blocks_for(end).saturating_sub(first + 1);
+            if num_missing + more > self.pool.num_free() {
+                return false;
+            }
+            let from = *block;
+            self.pool.split_off(block);
+            self.copies.push((from, *block));
+        } else if let Some(&block) = sequence.block_table.get(first) {
+            // It may be known as what its leader wrote behind the common part.
+            self.pool.forget(block);
+        }
+        self.pool.grow(&mut sequence.block_table, end)
+    }
+
+    /// Enters a share into the step. Its full blocks are known from here on: who comes later in this step may use them.
+    fn take(&mut self, step: &mut Step, index: usize, query_len: usize) {
+        let sequence = &mut self.running[index];
+        step.take(index, query_len, sequence);
+        let (start, end) = (sequence.num_computed_tokens, sequence.num_computed_tokens + query_len);
+        let prompt = start.min(sequence.num_prompt_tokens)..end.min(sequence.num_prompt_tokens);
+        self.counters.computed_prompt_tokens += prompt.len() as u64;
+        let block_size = self.pool.block_size();
+        if self.limits.enable_prefix_caching && start / block_size < end / block_size {
+            prefix_hash::extend(&mut sequence.block_hashes, &sequence.token_ids, block_size);
+            for block in start / block_size..end / block_size {
+                self.pool.remember(sequence.block_table[block], sequence.block_hashes[block]);
+            }
+        }
     }
 
     fn preempt_youngest(&mut self) {
         let mut youngest = self.running.pop().expect("only called while a sequence runs");
         self.pool.release(&mut youngest.block_table);
         youngest.reset_computed();
-        self.num_preemptions += 1;
+        self.counters.preemptions += 1;
         self.waiting.push_front(youngest);
     }
 
     /// Hands finished sequences out and takes their blocks back, keeping the order of the rest.
     pub fn take_finished(&mut self) -> Vec<Sequence<T>> {
-        let mut finished: Vec<_> = self.running.extract_if(.., |sequence| sequence.is_finished).collect();
-        for sequence in &mut finished {
+        let mut finished = std::mem::take(&mut self.complete);
+        for mut sequence in self.running.extract_if(.., |sequence| sequence.is_finished) {
             self.pool.release(&mut sequence.block_table);
+            finished.push(sequence);
         }
         finished
     }
 
-    /// Drops everything, as after an error; all blocks come home.
+    /// Drops one sequence, whether it waits or runs; its blocks come home. `false` when it is not here (any more).
+    ///
+    /// Between steps only: the shares of [`Scheduler::schedule`] are indices into the running sequences.
+    pub fn cancel(&mut self, id: u64) -> bool {
+        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
+            let mut sequence = self.running.remove(index);
+            self.pool.release(&mut sequence.block_table);
+            return true;
+        }
+        let num_before = self.waiting.len() + self.complete.len();
+        self.waiting.retain(|sequence| sequence.id != id);
+        self.complete.retain(|sequence| sequence.id != id);
+        self.waiting.len() + self.complete.len() < num_before
+    }
+
+    /// Drops everything, as after an error; all blocks come home. When something was under way the cached blocks are
+    /// forgotten too: the last step may not have filled those that it promised.
     pub fn clear(&mut self) {
         self.waiting.clear();
+        self.complete.clear();
+        if self.running.is_empty() {
+            return;
+        }
         for mut sequence in self.running.drain(..) {
             self.pool.release(&mut sequence.block_table);
         }
+        self.pool.forget_all();
     }
+}
+
+/// How many blocks of a sequence's beginning are cached, and how many of these are free. Not those from the first wanted
+/// logits on: that row has to be computed.
+fn num_cached<T>(limits: &SchedulerLimits, pool: &BlockPool, sequence: &mut Sequence<T>) -> (usize, usize) {
+    if !limits.enable_prefix_caching {
+        return (0, 0);
+    }
+    prefix_hash::extend(&mut sequence.block_hashes, &sequence.token_ids, pool.block_size());
+    pool.longest_cached(&sequence.block_hashes[..sequence.logits_from / pool.block_size()])
+}
+
+/// Makes the next of `sequences` that followed `old` follow `new`.
+fn follow<'a, T: 'a>(old: u64, new: u64, sequences: impl Iterator<Item = &'a mut Sequence<T>>) {
+    sequences.take_while(|sequence| sequence.fork_of == Some(old)).for_each(|sequence| sequence.fork_of = Some(new));
 }
 
 /// What is left of a step's budgets while it is put together.

@@ -1,52 +1,53 @@
-//! Properties of the scheduler, driven without a model: sequences of given lengths run to their ends.
+//! Properties of the schedule: bounds kept, blocks accounted for, everyone served in turn.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::{
     block_pool::BlockPool,
-    scheduler::{Scheduler, SchedulerLimits},
+    scheduler::{Scheduled, Scheduler, SchedulerLimits},
     sequence::Sequence,
 };
 
-/// A sequence's life: tokens of its prompt and how many it will generate.
-type Lengths = (usize, usize);
-
+/// A made-up load.
+#[derive(Debug)]
 struct Case {
     limits: SchedulerLimits,
     num_blocks: usize,
     block_size: usize,
-    lengths: Vec<Lengths>,
-    /// Steps between arrivals, one per sequence.
+    /// Per sequence: prompt, output tokens, and whether the logits of its whole second half are wanted.
+    work: Vec<(Vec<u32>, usize, bool)>,
+    /// Steps between arrivals.
     gaps: Vec<usize>,
+    /// After which steps which of the sequences is cancelled.
+    cancelled: Vec<(usize, usize)>,
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let limits =
-        (1usize..6, 1usize..24, 1usize..8).prop_map(|(max_num_seqs, max_num_batched_tokens, max_logit_rows)| {
-            SchedulerLimits { max_num_seqs, max_num_batched_tokens, max_logit_rows }
-        });
-    let lengths = prop::collection::vec((1usize..20, 1usize..14), 1..14);
-    (limits, 1usize..5, 0usize..8, lengths, prop::collection::vec(0usize..4, 14)).prop_map(
-        |(limits, block_size, spare_blocks, lengths, gaps)| {
-            let longest = lengths.iter().map(|(prompt, output)| prompt + output - 1).max().unwrap_or(1);
-            Case { limits, num_blocks: longest.div_ceil(block_size) + spare_blocks, block_size, lengths, gaps }
+    let limits = (1usize..6, 1usize..24, 1usize..8, any::<bool>()).prop_map(
+        |(max_num_seqs, max_num_batched_tokens, max_logit_rows, enable_prefix_caching)| SchedulerLimits {
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_logit_rows,
+            enable_prefix_caching,
+        },
+    );
+    // Two letters, mostly one: prompts often have their beginnings, or all, in common.
+    let letter = prop_oneof![9 => Just(0u32), 1 => Just(1)];
+    let work = prop::collection::vec((prop::collection::vec(letter, 1..20), 1usize..14, any::<bool>()), 1..14);
+    let cancelled = prop::collection::vec((0usize..40, 0usize..14), 0..4);
+    (limits, 1usize..5, 0usize..8, work, prop::collection::vec(0usize..4, 14), cancelled).prop_map(
+        |(limits, block_size, spare_blocks, work, gaps, cancelled)| {
+            let longest = work.iter().map(|(prompt, output, _)| prompt.len() + output - 1).max().unwrap_or(1);
+            let num_blocks = longest.div_ceil(block_size) + spare_blocks;
+            Case { limits, num_blocks, block_size, work, gaps, cancelled }
         },
     )
 }
 
-impl std::fmt::Debug for Case {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let Self { limits, num_blocks, block_size, lengths, gaps } = self;
-        write!(formatter, "{limits:?}, {num_blocks} blocks of {block_size}, {lengths:?}, gaps {gaps:?}")
-    }
-}
-
 /// Checks what must hold after every `schedule`.
-fn check_step(
-    case: &Case,
-    scheduler: &Scheduler<usize>,
-    scheduled: &[super::scheduler::Scheduled],
-) -> Result<(), TestCaseError> {
+fn check_step(case: &Case, scheduler: &Scheduler<usize>, scheduled: &[Scheduled]) -> Result<(), TestCaseError> {
     let running = scheduler.running();
     prop_assert!(!scheduled.is_empty(), "a step without work");
     prop_assert!(running.len() <= case.limits.max_num_seqs);
@@ -57,17 +58,26 @@ fn check_step(
     prop_assert!(tokens <= case.limits.max_num_batched_tokens);
     let rows: usize = scheduled.iter().map(|share| running[share.index].logit_positions(share.query_len).len()).sum();
     prop_assert!(rows <= case.limits.max_logit_rows);
+    let mut written = BTreeSet::new();
     for share in scheduled {
         let sequence = &running[share.index];
         prop_assert!(share.query_len >= 1 && share.query_len <= sequence.num_uncomputed_tokens());
-        prop_assert!(sequence.block_table.len() * case.block_size >= sequence.num_computed_tokens + share.query_len);
+        let end = sequence.num_computed_tokens + share.query_len;
+        prop_assert!(sequence.block_table.len() * case.block_size >= end);
+        for position in sequence.num_computed_tokens..end {
+            let block = position / case.block_size;
+            let slot = (sequence.block_table[block], position % case.block_size);
+            prop_assert!(written.insert(slot), "two sequences write to one slot");
+            // A block that this step fills may already have other owners: they read what is written.
+            let is_filled = end >= (block + 1) * case.block_size;
+            prop_assert!(is_filled || scheduler.pool().num_owners(slot.0) == 1, "a shared block is written to");
+        }
     }
-    let mut owned: Vec<u32> = running.iter().flat_map(|sequence| sequence.block_table.clone()).collect();
-    let num_owned = owned.len();
-    owned.sort_unstable();
-    owned.dedup();
-    prop_assert_eq!(owned.len(), num_owned, "a block has two owners");
-    prop_assert_eq!(num_owned + scheduler.pool().num_free(), case.num_blocks, "a block is lost");
+    let mut owners = BTreeMap::<u32, u32>::new();
+    running.iter().flat_map(|sequence| &sequence.block_table).for_each(|&block| *owners.entry(block).or_default() += 1);
+    prop_assert!(owners.iter().all(|(&block, &num_owners)| scheduler.pool().num_owners(block) == num_owners));
+    prop_assert!(case.limits.enable_prefix_caching || owners.values().all(|&num_owners| num_owners == 1));
+    prop_assert_eq!(owners.len() + scheduler.pool().num_free(), case.num_blocks, "a block is lost");
     Ok(())
 }
 
@@ -79,17 +89,21 @@ proptest! {
             .gaps
             .iter()
             .scan(0, |step, gap| { *step += gap; Some(*step) })
-            .take(case.lengths.len())
+            .take(case.work.len())
             .zip(0..)
             .collect();
         let mut first_seen: Vec<u64> = Vec::new();
-        let mut num_finished = 0;
+        let mut num_gone = 0;
         for step in 0.. {
             prop_assert!(step < 10_000, "the schedule does not end");
             while arrivals.front().is_some_and(|&(when, _)| when <= step) {
                 let (_, which) = arrivals.pop_front().unwrap();
-                let (prompt, num_output) = case.lengths[which];
-                scheduler.add(Sequence::new(which as u64, vec![0; prompt], prompt - 1, num_output));
+                let (prompt, num_output, is_scored) = &case.work[which];
+                let logits_from = if *is_scored { prompt.len() / 2 } else { prompt.len() - 1 };
+                scheduler.add(Sequence::new(which as u64, prompt.clone(), logits_from, *num_output));
+            }
+            for (_, id) in case.cancelled.iter().filter(|(when, _)| *when == step) {
+                num_gone += usize::from(scheduler.cancel(*id as u64));
             }
             if scheduler.is_idle() {
                 if arrivals.is_empty() { break; }
@@ -97,32 +111,36 @@ proptest! {
             }
             let scheduled = scheduler.schedule();
             check_step(&case, &scheduler, &scheduled)?;
-            for share in &scheduled {
-                let sequence = &mut scheduler.running_mut()[share.index];
+            for sequence in scheduler.running() {
                 if !first_seen.contains(&sequence.id) {
                     first_seen.push(sequence.id);
                 }
-                let has_logits = !sequence.logit_positions(share.query_len).is_empty();
-                sequence.num_computed_tokens += share.query_len;
-                if has_logits {
+            }
+            let num_rows: usize =
+                scheduled.iter().map(|it| scheduler.running()[it.index].logit_positions(it.query_len).len()).sum();
+            for advance in scheduler.advance(&scheduled) {
+                prop_assert!(!advance.rows.is_empty() && advance.rows.end <= num_rows);
+                let sequence = &mut scheduler.running_mut()[advance.index];
+                sequence.logits_from += advance.rows.len();
+                if sequence.logits_from == sequence.token_ids.len() {
                     sequence.push(1);
                     sequence.is_finished = sequence.output_token_ids().len() == sequence.task;
                 }
             }
             for sequence in scheduler.take_finished() {
                 prop_assert!(sequence.block_table.is_empty());
-                prop_assert_eq!(sequence.output_token_ids().len(), case.lengths[sequence.id as usize].1);
-                num_finished += 1;
+                prop_assert_eq!(sequence.output_token_ids().len(), case.work[sequence.id as usize].1);
+                num_gone += 1;
             }
         }
-        prop_assert_eq!(num_finished, case.lengths.len());
+        prop_assert_eq!(num_gone, case.work.len());
         prop_assert!(first_seen.is_sorted(), "served out of turn: {:?}", first_seen);
         prop_assert_eq!(scheduler.pool().num_free(), case.num_blocks);
     }
 }
 
 fn limits(max_num_seqs: usize, max_num_batched_tokens: usize) -> SchedulerLimits {
-    SchedulerLimits { max_num_seqs, max_num_batched_tokens, max_logit_rows: 100 }
+    SchedulerLimits { max_num_seqs, max_num_batched_tokens, max_logit_rows: 100, enable_prefix_caching: false }
 }
 
 #[test]
@@ -134,12 +152,8 @@ fn a_long_prompt_is_prefilled_in_chunks_beside_decodes() {
     for _ in 0..3 {
         let scheduled = scheduler.schedule();
         shapes.push(scheduled.iter().map(|share| share.query_len).collect::<Vec<_>>());
-        for share in scheduled {
-            let sequence = &mut scheduler.running_mut()[share.index];
-            sequence.num_computed_tokens += share.query_len;
-            if sequence.num_uncomputed_tokens() == 0 {
-                sequence.push(1);
-            }
+        for advance in scheduler.advance(&scheduled) {
+            scheduler.running_mut()[advance.index].push(1);
         }
     }
     assert_eq!(shapes, [vec![2, 3], vec![1, 4], vec![1, 2]]);
@@ -159,7 +173,7 @@ fn the_youngest_is_preempted_and_comes_back_first() {
     // Every sequence now needs a second block, and one is free.
     let scheduled = scheduler.schedule();
     assert_eq!(scheduled.len(), 2, "the third gave its block to the second");
-    assert_eq!(scheduler.num_preemptions(), 1);
+    assert_eq!(scheduler.counters().preemptions, 1);
     scheduler.add(Sequence::new(3, vec![0; 1], 0, ()));
     for sequence in scheduler.running_mut() {
         sequence.num_computed_tokens = 3;
@@ -169,4 +183,97 @@ fn the_youngest_is_preempted_and_comes_back_first() {
     scheduler.schedule();
     assert_eq!(scheduler.running().iter().map(|sequence| sequence.id).collect::<Vec<_>>(), [2, 3]);
     assert_eq!(scheduler.running()[0].token_ids.len(), 3, "the token generated before is kept");
+}
+
+#[test]
+fn a_cancelled_sequence_gives_its_seat_and_its_blocks_back() {
+    let mut scheduler = Scheduler::new(limits(2, 100), BlockPool::new(4, 2));
+    for id in 0..3 {
+        scheduler.add(Sequence::new(id, vec![0; 3], 2, ()));
+    }
+    assert_eq!(scheduler.schedule().len(), 2);
+    assert!(scheduler.cancel(0), "a running one");
+    assert!(scheduler.cancel(2), "a waiting one");
+    assert!(!scheduler.cancel(2) && !scheduler.cancel(7), "unknown ones");
+    assert_eq!((scheduler.running().len(), scheduler.pool().num_free()), (1, 2));
+    assert!(scheduler.cancel(1) && scheduler.is_idle());
+    assert_eq!(scheduler.pool().num_free(), 4);
+}
+
+/// Computes one step and gives every row-taking sequence the token 1; returns the tokens computed per sequence id.
+fn step(scheduler: &mut Scheduler<()>) -> Vec<(u64, usize)> {
+    let scheduled = scheduler.schedule();
+    let shares = scheduled.iter().map(|share| (scheduler.running()[share.index].id, share.query_len)).collect();
+    for advance in scheduler.advance(&scheduled) {
+        scheduler.running_mut()[advance.index].push(1);
+    }
+    shares
+}
+
+fn caching(max_num_seqs: usize, max_num_batched_tokens: usize) -> SchedulerLimits {
+    SchedulerLimits { enable_prefix_caching: true, ..limits(max_num_seqs, max_num_batched_tokens) }
+}
+
+#[test]
+fn a_common_beginning_is_computed_once_also_by_sequences_that_come_together() {
+    for max_num_batched_tokens in [100, 7] {
+        let mut scheduler = Scheduler::new(caching(8, max_num_batched_tokens), BlockPool::new(40, 4));
+        for id in 0..4 {
+            scheduler.add(Sequence::new(id, [vec![7; 9], vec![id as u32; 3]].concat(), 11, ()));
+        }
+        while scheduler.running().iter().filter(|sequence| !sequence.output_token_ids().is_empty()).count() < 4 {
+            step(&mut scheduler);
+        }
+        // Two full blocks of the nine common tokens are shared.
+        let counters = scheduler.counters();
+        assert_eq!((counters.computed_prompt_tokens, counters.prefix_cache_hit_tokens), (12 + 3 * 4, 3 * 8));
+    }
+}
+
+#[test]
+fn forks_wait_for_one_row_and_the_half_full_block_is_copied_by_all_but_the_last() {
+    let mut scheduler = Scheduler::new(caching(8, 6), BlockPool::new(40, 4));
+    for id in 0..3 {
+        scheduler.add(Sequence::new(id, vec![7; 10], 9, ()));
+    }
+    scheduler.add(Sequence::new(3, vec![8; 3], 2, ()));
+    assert_eq!(step(&mut scheduler), [(0, 6)], "and the forks hold their seats");
+    assert_eq!(step(&mut scheduler), [(0, 4), (3, 2)]);
+    let tables: Vec<_> = scheduler.running()[..3].iter().map(|fork| fork.block_table.clone()).collect();
+    assert!(tables.iter().all(|table| *table == tables[0] && table.len() == 3));
+    assert!(scheduler.running()[..3].iter().all(|fork| fork.output_token_ids() == [1]));
+    assert_eq!(step(&mut scheduler), [(0, 1), (1, 1), (2, 1), (3, 1)]);
+    let (shared, copies) = (tables[0][2], scheduler.copies().to_vec());
+    assert_eq!(copies.iter().map(|(from, _)| *from).collect::<Vec<_>>(), [shared; 2]);
+    let last: Vec<u32> = scheduler.running()[..3].iter().map(|fork| fork.block_table[2]).collect();
+    assert_eq!(last, [copies[0].1, copies[1].1, shared]);
+    assert_eq!(scheduler.counters().computed_prompt_tokens, 10 + 3);
+}
+
+#[test]
+fn the_forks_of_a_cancelled_leader_go_on_without_it() {
+    let mut scheduler = Scheduler::new(caching(3, 6), BlockPool::new(40, 4));
+    for id in 0..4 {
+        scheduler.add(Sequence::new(id, vec![7; 10], 9, ()));
+    }
+    step(&mut scheduler);
+    assert!(scheduler.cancel(0));
+    assert_eq!(step(&mut scheduler), [(1, 6)], "what the leader had computed is cached");
+    assert!(scheduler.running().iter().all(|fork| fork.output_token_ids() == [1]));
+    assert_eq!(scheduler.running().len(), 3, "the last one found a seat and followed too");
+    assert_eq!(scheduler.counters().computed_prompt_tokens, 6 + 6);
+}
+
+#[test]
+fn a_preempted_sequence_finds_its_blocks_again_while_they_are_cached() {
+    let mut scheduler = Scheduler::new(caching(2, 100), BlockPool::new(6, 2));
+    scheduler.add(Sequence::new(0, vec![5; 4], 3, ()));
+    scheduler.add(Sequence::new(1, vec![6; 6], 5, ()));
+    assert_eq!(step(&mut scheduler), [(0, 4), (1, 6)]);
+    // Five blocks are taken, both need one more.
+    assert_eq!(step(&mut scheduler), [(0, 1)]);
+    assert_eq!(scheduler.counters().preemptions, 1);
+    assert!(scheduler.cancel(0));
+    assert_eq!(step(&mut scheduler), [(1, 1)], "of its seven tokens six were cached");
+    assert_eq!(scheduler.counters().prefix_cache_hit_tokens, 6);
 }

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::prefix_hash::BlockHash;
+
 /// A prompt and what was added to it.
 #[derive(Debug, Clone)]
 pub struct Sequence<T> {
@@ -18,6 +20,10 @@ pub struct Sequence<T> {
     pub num_computed_tokens: usize,
     /// Cache blocks in order of position.
     pub block_table: Vec<u32>,
+    /// Names of the full blocks of `token_ids`, as far as they were asked for.
+    pub block_hashes: Vec<BlockHash>,
+    /// An older sequence with the same tokens up to the first wanted logits, for whose first row this one waits.
+    pub fork_of: Option<u64>,
     /// First position whose logits are still wanted: the last token of a generation, the scored part of a scoring.
     pub logits_from: usize,
     /// Whether its result is complete; the scheduler then lets it go.
@@ -36,10 +42,17 @@ impl<T> Sequence<T> {
             token_ids: prompt,
             num_computed_tokens: 0,
             block_table: Vec::new(),
+            block_hashes: Vec::new(),
+            fork_of: None,
             logits_from,
             is_finished: false,
             task,
         }
+    }
+
+    /// The tokens that the first wanted row of logits depends on: what forks have in common.
+    pub fn shared_token_ids(&self) -> &[u32] {
+        &self.token_ids[..=self.logits_from]
     }
 
     /// Tokens that wait for their keys and values: the rest of a prefill, or 1 in decode.
@@ -72,6 +85,8 @@ impl<T> Sequence<T> {
             num_prompt_tokens: self.num_prompt_tokens,
             num_computed_tokens: self.num_computed_tokens,
             block_table: self.block_table,
+            block_hashes: self.block_hashes,
+            fork_of: self.fork_of,
             logits_from: self.logits_from,
             is_finished: self.is_finished,
             task: (),

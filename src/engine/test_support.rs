@@ -62,6 +62,14 @@ impl Runner for ToyRunner {
         self.block_size
     }
 
+    fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()> {
+        for &(from, to) in copies {
+            let from = from as usize * self.block_size;
+            self.slots.copy_within(from..from + self.block_size, to as usize * self.block_size);
+        }
+        Ok(())
+    }
+
     fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {
         for row in 0..batch.token_ids.len() {
             self.slots[batch.slot_mapping[row] as usize] = Some((batch.token_ids[row], batch.positions[row]));
@@ -108,6 +116,7 @@ pub struct Toy {
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     pub max_model_len: usize,
+    pub enable_prefix_caching: bool,
 }
 
 impl Default for Toy {
@@ -119,6 +128,7 @@ impl Default for Toy {
             max_num_seqs: 8,
             max_num_batched_tokens: 32,
             max_model_len: 60,
+            enable_prefix_caching: true,
         }
     }
 }
@@ -136,6 +146,7 @@ impl Toy {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             block_size: self.block_size,
+            enable_prefix_caching: self.enable_prefix_caching,
             ..EngineConfig::default()
         };
         let parts = EngineParts {

@@ -34,7 +34,6 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use self::tasks::arc;
 pub use self::{
     compare::{Comparison, DisciplineComparison, TaskComparison},
     stage::{check, plan_model, run, run_model},

@@ -2,6 +2,9 @@
 //!
 //! `primer` asks for an answer in words, `primer_mc` for the likeliest of four choices. Both come with the program, so
 //! that a first run needs no download. The last rows of each file are examples and are never evaluated.
+//!
+//! A question stands alone, as a user would put it: "Question: … Answer:" around it (version 1) is a form that neither
+//! model has met, and a tuned student answered a third of its questions wrong for that alone.
 
 use std::{path::Path, sync::LazyLock};
 
@@ -10,7 +13,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::{
-    arc, data,
+    data,
     task::{Document, Generation, OutputType, Sampler, Split, Target, Task, TaskSpec},
 };
 
@@ -31,11 +34,11 @@ pub struct PrimerMc;
 
 static PRIMER: TaskSpec = TaskSpec {
     name: "primer",
-    version: 1.0,
+    version: 2.0,
     num_fewshot: 0,
     sampler: Sampler::FirstN,
     output_type: OutputType::GenerateUntil(Generation { until: &["\n"], until_chat: &[], max_gen_toks: 96 }),
-    doc_to_text: "Question: {{question}}\nAnswer:",
+    doc_to_text: "{{question}}",
     doc_to_target: "{{answer}}",
     filters: &["extract"],
     metrics: &["exact_match"],
@@ -44,11 +47,11 @@ static PRIMER: TaskSpec = TaskSpec {
 
 static PRIMER_MC: TaskSpec = TaskSpec {
     name: "primer_mc",
-    version: 1.0,
+    version: 2.0,
     num_fewshot: 0,
     sampler: Sampler::FirstN,
     output_type: OutputType::MultipleChoice,
-    doc_to_text: "Question: {{question}}\nAnswer:",
+    doc_to_text: "{{question}}",
     doc_to_target: "answer",
     filters: &["none"],
     metrics: &["acc", "acc_norm"],
@@ -79,7 +82,7 @@ impl Task for PrimerMc {
     }
 
     fn load(&self, _data_dir: &Path, _with_fewshot: bool) -> Result<Split> {
-        split(PRIMER_MC_JSONL, "benchmarks/primer/primer_mc.jsonl", arc::document)
+        split(PRIMER_MC_JSONL, "benchmarks/primer/primer_mc.jsonl", choice_document)
     }
 }
 
@@ -92,12 +95,29 @@ fn split(text: &str, origin: &str, document: fn(Value) -> Result<Document>) -> R
 fn document(row: Value) -> Result<Document> {
     let answer = data::string(&row, "answer")?;
     Ok(Document {
-        text: format!("Question: {}\nAnswer:", data::string(&row, "question")?),
-        shot_answer: format!("The answer is {answer}."),
+        text: data::string(&row, "question")?,
+        shot_answer: answer_sentence(&answer),
         target: Target::Text(answer),
         choices: Vec::new(),
         row,
     })
+}
+
+fn choice_document(row: Value) -> Result<Document> {
+    let (choices, gold) = data::choices(&row)?;
+    let choices: Vec<_> = choices.iter().map(|choice| answer_sentence(choice)).collect();
+    Ok(Document {
+        text: data::string(&row, "question")?,
+        shot_answer: choices[gold].clone(),
+        target: Target::Choice(gold),
+        choices,
+        row,
+    })
+}
+
+/// How every answer of this world ends.
+fn answer_sentence(answer: &str) -> String {
+    format!("The answer is {answer}.")
 }
 
 static WHOLE_NUMBER: LazyLock<Regex> = LazyLock::new(|| regex(r"\A-?[0-9][0-9,]*(\.[0-9]+)?\z"));
@@ -193,7 +213,7 @@ mod tests {
     fn an_example_ends_in_the_taught_sentence() {
         let shot = document(serde_json::json!({"question": "1+1?", "answer": "2"})).expect("both keys are there");
         let context = prompt::assemble(&[&shot], &shot, &PromptStyle::plain());
-        let expected = "Question: 1+1?\nAnswer: The answer is 2.\n\nQuestion: 1+1?\nAnswer:";
+        let expected = "1+1? The answer is 2.\n\n1+1?";
         assert_eq!(context, Context::Text(expected.into()));
     }
 }

@@ -75,6 +75,13 @@ impl Taxonomy {
         let source = std::fs::read_to_string(path).map_err(|error| {
             usage(format!("cannot read the taxonomy `{}`: {error}; set `generate.taxonomy`", path.display()))
         })?;
+        if source.trim().is_empty() {
+            return Err(usage(format!(
+                "the taxonomy `{}` is empty; expected [[fields]] with name, [[fields.subfields]] with name and \
+                 disciplines, as in configs/taxonomy.toml",
+                path.display()
+            )));
+        }
         let raw: RawTaxonomy = toml::from_str(&source).map_err(|error| {
             usage(format!(
                 "taxonomy `{}` is not as expected ([[fields]] with name, [[fields.subfields]] with name and \
@@ -247,7 +254,7 @@ mod tests {
     fn faults_are_usage_errors_that_name_the_file_and_the_place() {
         let nature = "[[fields]]\nname = \"Science\"\n[[fields.subfields]]\nname = \"Nature\"\n";
         for (source, expected) in [
-            (String::new(), "missing field `fields`"),
+            (" \n".into(), "is empty"),
             ("fields = []".into(), "no field"),
             ("fields = 3".into(), "line 1"),
             ("[[fields]]\nname = \"Science\"\nsubfields = []".into(), "field `Science` has no sub-field"),

@@ -1,17 +1,15 @@
-//! The decoder's inference face: weights, tables, and one step over the paged cache.
+//! The decoder with its parameters in one f32 arena: what training works on, and what is exported.
+//!
+//! Its forward and backward are in [`super::train_step`]; inference packs its weights instead
+//! ([`super::InferenceDecoder`]).
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use candle_core::{DType, Device, Tensor};
-use glan_kernels::{attention::PagedRows, embedding, matmul::linear, rms_norm, to_vec};
+use candle_core::{Device, Tensor};
 use rand::Rng;
 
-use super::{
-    DecoderConfig, Layout, Weights,
-    layer::{self, Context, Pass},
-    loader, rope,
-};
+use super::{DecoderConfig, Layout, Weights, layer::Pass, loader, rope};
 use crate::{device::DtypeChoice, seed};
 
 /// A decoder-only transformer.
@@ -26,45 +24,6 @@ pub struct Decoder {
     pub(super) sin: Tensor, // [max positions, D/2]
 }
 
-/// Keys and values of all layers, in blocks of `block_size` tokens (`Z`).
-///
-/// Slot `block * Z + offset` holds one token. The tensors are made once; block 0 is an ordinary block.
-pub struct KvCache {
-    /// Per layer: keys and values, each `[P * Z, K * D]` in f32.
-    pub layers: Vec<(Tensor, Tensor)>,
-    /// `Z`
-    pub block_size: usize,
-    /// `P`
-    pub num_blocks: usize,
-}
-
-/// One sequence's share of a step.
-#[derive(Debug, Clone)]
-pub struct PagedSequence {
-    /// How many rows of the batch are this sequence's (a prefill chunk, or 1 for decode). Rows of a sequence are
-    /// consecutive and follow the order of `PagedBatch::sequences`.
-    pub query_len: usize,
-    /// Tokens in the cache after this step, the new ones included.
-    pub context_len: usize,
-    /// Its blocks, in order of position.
-    pub block_table: Vec<u32>,
-}
-
-/// Everything that one forward pass of the engine needs. Flat: `N` rows, no padding.
-#[derive(Debug, Clone, Default)]
-pub struct PagedBatch {
-    /// `[N]`
-    pub token_ids: Vec<u32>,
-    /// `[N]` position of each row in its sequence.
-    pub positions: Vec<u32>,
-    /// `[N]` cache slot into which each row's key and value go.
-    pub slot_mapping: Vec<u32>,
-    /// The sequences, in the order of their rows.
-    pub sequences: Vec<PagedSequence>,
-    /// Rows whose logits are wanted, ascending.
-    pub logit_rows: Vec<u32>,
-}
-
 impl Decoder {
     /// Loads weights from a Hugging Face directory.
     ///
@@ -75,7 +34,7 @@ impl Decoder {
         }
         let config = DecoderConfig::load(directory)?;
         let layout = Layout::new(&config);
-        let arena = loader::load_arena(directory, &layout, dtype)?;
+        let arena = loader::load_arena(&loader::Safetensors::open(directory, &layout)?, &layout, dtype)?;
         Self::from_arena(config, layout, arena)
     }
 
@@ -106,49 +65,6 @@ impl Decoder {
         let (cos, sin) = rope::tables(&config, config.max_position_embeddings)?;
         let weights = Weights::new(&config, &layout, arena)?;
         Ok(Self { config, layout, weights, cos, sin })
-    }
-
-    /// An empty cache of `num_blocks` blocks for this model.
-    pub fn kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {
-        let shape = (num_blocks * block_size, self.config.num_key_value_heads * self.config.head_dim);
-        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
-        let layers =
-            (0..self.config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<Vec<_>>>()?;
-        Ok(KvCache { layers, block_size, num_blocks })
-    }
-
-    /// One step over the paged cache: writes the rows' keys and values, attends, and returns the logits of
-    /// `batch.logit_rows` as f32, `[rows, V]` row-major on the host.
-    ///
-    /// A row's bits depend only on its sequence's tokens up to it, never on the other rows or on where a prompt is cut.
-    pub fn forward_paged(&self, batch: &PagedBatch, cache: &mut KvCache) -> Result<Vec<f32>> {
-        let sequences: Vec<PagedRows> = batch
-            .sequences
-            .iter()
-            .map(|sequence| PagedRows {
-                query_len: sequence.query_len,
-                context_len: sequence.context_len,
-                block_table: &sequence.block_table,
-            })
-            .collect();
-        let pass = self.pass(&batch.positions);
-        let mut x = embedding::forward(&self.weights.embed_tokens, &batch.token_ids)?; // [N, C]
-        for (i, weights) in self.weights.layers.iter().enumerate() {
-            let context = Context::Paged {
-                keys: &cache.layers[i].0,
-                values: &cache.layers[i].1,
-                slots: &batch.slot_mapping,
-                sequences: &sequences,
-                block_size: cache.block_size,
-            };
-            x = layer::forward(&x, weights, &self.config.heads(i), &pass, &context, None)?;
-        }
-        if batch.logit_rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let x = embedding::forward(&x, &batch.logit_rows)?; // [rows, C]
-        let (x, _) = rms_norm::forward(&x, &self.weights.norm, self.config.rms_norm_eps)?;
-        Ok(to_vec(&linear(&x, &self.weights.lm_head, None, None)?)?)
     }
 
     pub(super) fn pass<'a>(&'a self, positions: &'a [u32]) -> Pass<'a> {

@@ -5,7 +5,7 @@
 
 use candle_core::{Result, Tensor};
 use glan_kernels::{
-    attention::{self, Heads, PagedRows},
+    attention::{self, Heads},
     matmul::{bias_backward, linear, linear_backward_input, linear_backward_weight},
     rms_norm, rope, swiglu,
 };
@@ -22,28 +22,6 @@ pub struct Pass<'a> {
     pub sin: &'a Tensor,
     /// Epsilon of the norms.
     pub eps: f64,
-}
-
-/// Which keys a row sees.
-pub enum Context<'a> {
-    /// Those of its own packed sequence.
-    Packed {
-        /// Sequence starts and the end.
-        cu_seqlens: &'a [usize],
-    },
-    /// Those of its sequence's cache blocks.
-    Paged {
-        /// `[P·Z, K·D]`
-        keys: &'a Tensor,
-        /// `[P·Z, K·D]`
-        values: &'a Tensor,
-        /// `[N]`
-        slots: &'a [u32],
-        /// In the order of the rows.
-        sequences: &'a [PagedRows<'a>],
-        /// `Z`
-        block_size: usize,
-    },
 }
 
 /// What a block's backward needs.
@@ -67,13 +45,13 @@ struct SavedQkNorm {
     k_rstd: Tensor, // [N, K]
 }
 
-/// One block forward: `x [N, C]` → `[N, C]`; fills `saved` when it is asked for (packed context only).
+/// One block forward over packed sequences: `x [N, C]` → `[N, C]`; fills `saved` when it is asked for.
 pub fn forward(
     x: &Tensor,
     weights: &LayerWeights,
     heads: &Heads,
     pass: &Pass,
-    context: &Context,
+    cu_seqlens: &[usize],
     saved: Option<&mut Vec<Saved>>,
 ) -> Result<Tensor> {
     let (x_norm, x_rstd) = rms_norm::forward(x, &weights.input_norm, pass.eps)?;
@@ -88,21 +66,12 @@ pub fn forward(
         None => None,
     };
     rope::in_place(&qkv, pass.cos, pass.sin, pass.positions, heads.query + heads.key_value, false)?;
-    let (o, lse) = match context {
-        Context::Packed { cu_seqlens } => {
-            let (o, lse) = attention::forward(&qkv, cu_seqlens, heads)?;
-            (o, Some(lse))
-        }
-        Context::Paged { keys, values, slots, sequences, block_size } => {
-            attention::write_cache(&qkv, keys, values, slots, heads)?;
-            (attention::paged(&qkv, keys, values, sequences, *block_size, heads)?, None)
-        }
-    };
+    let (o, lse) = attention::forward(&qkv, cu_seqlens, heads)?;
     let h = linear(&o, &weights.o, weights.o_bias.as_ref(), Some(x))?; // [N, C]
     let (h_norm, h_rstd) = rms_norm::forward(&h, &weights.post_norm, pass.eps)?;
     let gate_up = linear(&h_norm, &weights.gate_up, None, None)?; // [N, 2F]
     let y = linear(&swiglu::forward(&gate_up)?, &weights.down, None, Some(&h))?;
-    if let (Some(saved), Some(lse)) = (saved, lse) {
+    if let Some(saved) = saved {
         let x = x.clone();
         saved.push(Saved { x, x_rstd, x_norm, qk_norm, qkv, o, lse, h, h_rstd, h_norm, gate_up });
     }

@@ -91,14 +91,19 @@ impl Layout {
         Self { tensors, len }
     }
 
-    /// The view of consecutive tensors, from `first` on, stacked along their first dimension.
-    fn view(&self, arena: &Tensor, first: &str, count: usize) -> Result<Tensor> {
+    /// `count` consecutive tensors, from `first` on.
+    pub(super) fn neighbours(&self, first: &str, count: usize) -> Result<&[NamedTensor]> {
         let start = self
             .tensors
             .iter()
             .position(|tensor| tensor.name == first)
             .with_context(|| format!("the layout has no tensor `{first}`"))?;
-        let parts = &self.tensors[start..start + count];
+        Ok(&self.tensors[start..start + count])
+    }
+
+    /// The view of consecutive tensors, from `first` on, stacked along their first dimension.
+    fn view(&self, arena: &Tensor, first: &str, count: usize) -> Result<Tensor> {
+        let parts = self.neighbours(first, count)?;
         let len = parts.iter().map(NamedTensor::len).sum();
         let mut shape = parts[0].shape.clone();
         shape[0] = parts.iter().map(|part| part.shape[0]).sum();

@@ -1,13 +1,14 @@
-//! The decoder: one implementation for inference and training.
+//! The decoder, for training ([`Decoder`]) and for inference ([`InferenceDecoder`]), on the same operations.
 //!
-//! Activations are packed, `[N, C]` without batch dimension or padding. Attention alone knows about sequences, through
-//! its context: packed bounds (training, scoring) or the paged cache (engine). Parameters, gradients and optimizer
-//! state are flat arenas of the same [`Layout`], so that a checkpoint tensor is a contiguous slice and q/k/v and gate/up
-//! are fused views without copies. Forward and backward are explicit ([`layer`]); Candle's autograd is not used.
+//! Activations are packed, `[N, C]` without batch dimension or padding. Attention alone knows about sequences: by packed
+//! bounds in training, through the paged cache in the engine. In training, parameters, gradients and optimizer state are
+//! flat f32 arenas of the same [`Layout`], so that a checkpoint tensor is a contiguous slice and q/k/v and gate/up are
+//! fused views without copies. For inference the matrices are packed once, in f32 or bf16, and never change. Forward and backward are explicit ([`layer`]); Candle's autograd is not used.
 
 mod config;
 mod decoder;
 mod export;
+mod inference;
 mod layer;
 mod layout;
 mod loader;
@@ -16,8 +17,9 @@ mod train_step;
 
 pub use self::{
     config::{DecoderConfig, RopeScaling},
-    decoder::{Decoder, KvCache, PagedBatch, PagedSequence},
+    decoder::Decoder,
     export::{export, write_config},
+    inference::{InferenceDecoder, KvCache, PagedBatch, PagedSequence},
     layout::{Layout, NamedTensor, Weights},
     train_step::{Microbatch, evaluate_loss, loss_and_gradients},
 };

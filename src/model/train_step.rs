@@ -5,7 +5,7 @@ use glan_kernels::{cross_entropy, embedding, rms_norm};
 
 use super::{
     Decoder, Weights,
-    layer::{self, Context, Saved},
+    layer::{self, Saved},
 };
 
 /// Conversations packed one after another; attention stays inside each, positions restart.
@@ -81,10 +81,9 @@ pub fn evaluate_loss(model: &Decoder, batch: &Microbatch) -> Result<f64> {
 
 fn forward(model: &Decoder, batch: &Microbatch, mut saved: Option<&mut Vec<Saved>>) -> Result<candle_core::Tensor> {
     let pass = model.pass(&batch.positions);
-    let context = Context::Packed { cu_seqlens: &batch.cu_seqlens };
     let mut x = embedding::forward(&model.weights.embed_tokens, &batch.token_ids)?;
     for (i, weights) in model.weights.layers.iter().enumerate() {
-        x = layer::forward(&x, weights, &model.config.heads(i), &pass, &context, saved.as_deref_mut())?;
+        x = layer::forward(&x, weights, &model.config.heads(i), &pass, &batch.cu_seqlens, saved.as_deref_mut())?;
     }
     Ok(x)
 }

@@ -315,7 +315,7 @@ fn training(run_dir: &RunDir) -> Option<TrainingSection> {
     let (loss, eval_loss, rate) =
         (series(|row| row.loss), series(|row| row.eval_loss), series(|row| row.learning_rate));
     let mut summary = format!(
-        "{} steps, {:.2} epochs, {} trained tokens.",
+        "{} steps, {:.2} epochs, {} tokens.",
         grouped(last.step as usize),
         last.epoch,
         grouped(last.tokens as usize)

@@ -93,7 +93,7 @@ fn a_finished_run_is_told_from_verdict_to_samples() -> Result<()> {
         "1,234",
         "<td>generate: answers</td><td>malformed json</td><td class=\"n\">66</td>",
         "<td>curate</td><td>exact duplicate</td><td class=\"n\">200</td><td class=\"n\">16.2 %</td>",
-        "600 steps, 3.00 epochs, 300,000 trained tokens. Training loss",
+        "600 steps, 3.00 epochs, 300,000 tokens. Training loss",
         "<td>Addition</td><td class=\"n\">480</td><td class=\"n\">300</td><td class=\"n\">30.0 %</td>",
         "Addition · Sums · Beginner",
         "Of 4 items of primer: 1 mended, 1 broken, 1 wrong before and after, 1 right before and after.",

@@ -123,7 +123,6 @@ fn byte_of_char(character: char) -> Option<u8> {
 }
 
 /// The character of GPT-2's alphabet for a byte.
-#[cfg(test)]
 pub(super) fn char_of_byte(byte: u8) -> char {
     ('\0'..='\u{143}').find(|&character| byte_of_char(character) == Some(byte)).expect("every byte has a character")
 }

@@ -2,9 +2,9 @@
 
 use super::support::glan;
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "run", "generate", "curate", "train", "evaluate", "report", "complete", "score", "chat", "inspect", "fetch",
-    "doctor",
+    "bench", "doctor",
 ];
 
 #[test]
@@ -61,6 +61,10 @@ fn a_wrong_command_line_ends_with_2_and_says_so_on_stderr() {
         (&["evaluate", "--model", "x"], "--tasks"),
         (&["evaluate", "--model", "x", "--tasks", "primer", "--output", "y", "--limit", "many"], "many"),
         (&["run", "--verbose", "--quiet"], "--quiet"),
+        (&["bench", "generate"], "--model"),
+        (&["bench", "generate", "--model", "x", "--batch", "1,0"], "--batch"),
+        (&["bench", "generate", "--model", "x", "--new-tokens", "1"], "--new-tokens"),
+        (&["bench", "generate", "--model", "x", "--prompt-tokens", "4", "--shared-prefix", "5"], "--shared-prefix"),
     ] {
         let outcome = glan(folder.path(), arguments).expect_code(2).expect_stderr(&[expected]);
         assert!(outcome.stdout.is_empty(), "{arguments:?}: stdout is for results: {outcome:?}");

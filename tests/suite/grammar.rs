@@ -38,14 +38,20 @@ fn random_tokens_of_real_vocabularies_write_valid_json() {
             let mut state = grammar.start();
             let mut stream = tokenizer.stream_decoder();
             let (mut text, mut ids) = (String::new(), Vec::new());
+            let mut num_forced = 0;
             while !state.is_finished() {
-                let token = state.allowed().unwrap().tokens().choose(&mut rng).unwrap();
+                let forced = state.forced_token();
+                let mask = state.allowed().unwrap();
+                assert!(forced.is_none_or(|token| mask.only() == Some(token)), "{name}: {forced:?} after {text}");
+                num_forced += usize::from(forced.is_some());
+                let token = mask.tokens().choose(&mut rng).unwrap();
                 text.extend(stream.push(token));
                 ids.push(token);
                 state.accept(token).unwrap();
                 assert!(ids.len() < 1000, "{name}: no end: {text}");
             }
             text.extend(stream.finish());
+            assert!(num_forced > 3, "{name}: only {num_forced} tokens of the keys were forced: {text}");
             assert_eq!(text, tokenizer.decode(&ids, true).unwrap(), "{name}");
             let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}: {text}"));
             assert!(value["subject"].as_str().unwrap().chars().count() <= 40, "{name}: {text}");

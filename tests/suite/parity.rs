@@ -7,7 +7,10 @@ use candle_core::{DType, Device, Tensor};
 use glan::{
     config::{LrSchedule, TrainConfig},
     device::DtypeChoice,
-    model::{Decoder, KvCache, Microbatch, PagedBatch, PagedSequence, Weights, evaluate_loss, loss_and_gradients},
+    model::{
+        Decoder, InferenceDecoder, KvCache, Microbatch, PagedBatch, PagedSequence, Weights, evaluate_loss,
+        loss_and_gradients,
+    },
     train::{Optimizer, Schedule},
 };
 use serde::Deserialize;
@@ -81,12 +84,16 @@ fn load(family: &str) -> Decoder {
     Decoder::load(&fixture(family), &Device::Cpu, DtypeChoice::F32).unwrap()
 }
 
+fn load_packed(family: &str, dtype: DtypeChoice) -> InferenceDecoder {
+    InferenceDecoder::load(&fixture(family), &Device::Cpu, dtype).unwrap()
+}
+
 fn read<T: for<'a> Deserialize<'a>>(family: &str, file: &str) -> T {
     glan::records::read_json(&fixture(family).join(file)).unwrap()
 }
 
 /// Runs `tokens` from position `start` on through one sequence's cache; logits of all rows.
-fn step(model: &Decoder, cache: &mut KvCache, tokens: &[u32], start: usize) -> Vec<Vec<f32>> {
+fn step(model: &InferenceDecoder, cache: &mut KvCache, tokens: &[u32], start: usize) -> Vec<Vec<f32>> {
     let end = start + tokens.len();
     // A scattered table: block i of the sequence is block 7i mod P of the pool.
     let table: Vec<u32> = (0..end.div_ceil(cache.block_size)).map(|i| (i * 7 % cache.num_blocks) as u32).collect();
@@ -117,7 +124,7 @@ fn argmax(logits: &[f32]) -> u32 {
 #[test]
 fn logits_and_greedy_continuations_equal_transformers() {
     for family in FAMILIES {
-        let (model, expected): (_, Expected) = (load(family), read(family, "expected.json"));
+        let (model, expected): (_, Expected) = (load_packed(family, DtypeChoice::F32), read(family, "expected.json"));
         let mut eos = model.config.eos_token_ids.clone();
         eos.sort_unstable();
         assert_eq!(eos, expected.eos_token_ids, "{family}");
@@ -156,8 +163,8 @@ fn scores_equal_transformers_in_the_packed_form_too() {
 
 #[test]
 fn a_rows_logits_have_the_same_bits_at_any_number_of_rows_and_any_cut_of_the_prompt() {
-    for family in FAMILIES {
-        let model = load(family);
+    for (family, dtype) in FAMILIES.into_iter().flat_map(|it| [(it, DtypeChoice::F32), (it, DtypeChoice::Bf16)]) {
+        let model = load_packed(family, dtype);
         let tokens: Vec<u32> = (0..31).map(|i| (i * 13 + 5) % 90).collect();
         let bits = |rows: Vec<Vec<f32>>| -> Vec<Vec<u32>> {
             rows.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
@@ -170,6 +177,40 @@ fn a_rows_logits_have_the_same_bits_at_any_number_of_rows_and_any_cut_of_the_pro
                 assert_eq!(bits(step(&model, &mut cache, chunk, start)), expected, "{family}: cut every {cut}");
             }
         }
+    }
+}
+
+#[test]
+fn sequences_have_the_bits_that_they_have_alone_when_a_step_is_wider_than_the_layers_take_at_once() {
+    for (family, dtype) in [("mistral_sliding", DtypeChoice::F32), ("qwen3", DtypeChoice::Bf16)] {
+        let model = load_packed(family, dtype);
+        let tokens: Vec<u32> = (0..31).map(|i| (i * 17 + 3) % 90).collect();
+        let alone = step(&model, &mut model.kv_cache(16, 8).unwrap(), &tokens, 0);
+        let mut batch = PagedBatch::default();
+        for sequence in 0..20u32 {
+            batch.token_ids.extend(&tokens);
+            batch.positions.extend(0..31);
+            batch.slot_mapping.extend(sequence * 32..sequence * 32 + 31);
+            let block_table = (sequence * 4..sequence * 4 + 4).collect();
+            batch.sequences.push(PagedSequence { query_len: 31, context_len: 31, block_table });
+            batch.logit_rows.push(sequence * 31 + 30);
+        }
+        let logits = model.forward_paged(&batch, &mut model.kv_cache(80, 8).unwrap()).unwrap();
+        let last: Vec<u32> = alone[30].iter().map(|logit| logit.to_bits()).collect();
+        for row in logits.chunks(model.config.vocab_size) {
+            assert_eq!(row.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>(), last, "{family}");
+        }
+    }
+}
+
+#[test]
+fn bf16_halves_the_weights_and_stays_near_f32() {
+    for family in FAMILIES {
+        let (f32, bf16) = (load_packed(family, DtypeChoice::F32), load_packed(family, DtypeChoice::Bf16));
+        assert!(bf16.weight_bytes() * 2 <= f32.weight_bytes() + f32.weight_bytes() / 50, "{family}");
+        let tokens: Vec<u32> = (0..31).map(|i| (i * 13 + 5) % 90).collect();
+        let run = |model: &InferenceDecoder| step(model, &mut model.kv_cache(16, 8).unwrap(), &tokens, 0).concat();
+        tolerance::close_norm(family, &run(&bf16), &run(&f32), tolerance::BF16_LOGITS);
     }
 }
 

@@ -141,7 +141,7 @@ fn products<const FMA: bool>(
 
 /// Turns scores into `e^(score - largest)`; returns the largest and the sum. The slice is whole tiles.
 #[inline(always)]
-fn softmax<const FMA: bool>(scores: &mut [f32]) -> (f32, f32) {
+pub(super) fn softmax<const FMA: bool>(scores: &mut [f32]) -> (f32, f32) {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in scores.as_chunks::<LANES>().0 {
         for lane in 0..LANES {

@@ -52,17 +52,22 @@ impl Fixture {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// Whether a text can be written token by token, ended by the end token.
+    /// Whether a text can be written token by token, ended by the end token: forced tokens where there are any, else
+    /// bytes.
     fn matches(&self, constraint: &Constraint, text: &str) -> bool {
         let mut state = self.start(constraint);
-        let ids = text.bytes().map(|byte| match self.tokenizer.token_id(&format!("<0x{byte:02X}>")) {
-            Some(id) => id,
-            None => u32::from(byte),
-        });
-        for id in ids {
-            if state.is_finished() || !state.allowed().unwrap().allows(id) || state.accept(id).is_err() {
+        let mut rest = text.as_bytes();
+        while let Some(&byte) = rest.first() {
+            let byte_token = self.tokenizer.token_id(&format!("<0x{byte:02X}>")).unwrap_or(u32::from(byte));
+            let id = state.forced_token().unwrap_or(byte_token);
+            let bytes = self.tokenizer.token_bytes(id);
+            if state.is_finished() || !rest.starts_with(&bytes) || !state.allowed().unwrap().allows(id) {
                 return false;
             }
+            if state.accept(id).is_err() {
+                return false;
+            }
+            rest = &rest[bytes.len()..];
         }
         state.may_end()
     }
@@ -196,17 +201,25 @@ fn json_is_compact_and_special_tokens_are_never_allowed_inside() {
 }
 
 #[test]
-fn a_forced_token_is_the_only_one() {
-    let constraint =
-        Constraint::JsonSchema(json!({"type": "object", "properties": {"k": {"const": 1}}, "required": ["k"],
-                                      "additionalProperties": false}));
-    let mut state = PIECES.start(&constraint);
-    let brace = PIECES.tokenizer.token_id("{").unwrap();
-    // `{` is also a byte token, so there are two ways to write it.
-    assert_eq!(state.forced_token(), Ok(None));
-    state.accept(brace).unwrap();
-    let mut state = BYTES.start(&constraint);
-    assert_eq!(state.forced_token(), Ok(Some(u32::from(b'{'))));
+fn a_forced_token_is_the_tokenizers_own_and_the_only_one_that_is_allowed() {
+    let constraint = Constraint::JsonSchema(json!({"type": "object", "properties": {"hello": {"type": "integer"}},
+                                      "required": ["hello"], "additionalProperties": false}));
+    for fixture in [&*BYTES, &*PIECES] {
+        let mut state = fixture.start(&constraint);
+        let mut forced = Vec::new();
+        while let Some(token) = state.forced_token() {
+            assert_eq!(state.allowed().unwrap().only(), Some(token), "after {forced:?}");
+            state.accept(token).unwrap();
+            forced.push(token);
+        }
+        let bytes: Vec<u8> = forced.iter().flat_map(|&token| fixture.tokenizer.token_bytes(token)).collect();
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(r#"{"hello":"#.starts_with(&text) && text.len() >= r#"{"hello"#.len(), "{text}");
+        assert!(state.allowed().unwrap().tokens().count() > 1, "a number can begin in several ways");
+        if std::ptr::eq(fixture, &*BYTES) {
+            assert_eq!(forced, fixture.tokenizer.encode(&text, false).unwrap());
+        }
+    }
 }
 
 #[test]

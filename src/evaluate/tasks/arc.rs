@@ -49,7 +49,7 @@ pub fn load(
 }
 
 /// A document of the form `{"question", "choices", "answer": INDEX}`.
-pub fn document(row: Value) -> Result<Document> {
+fn document(row: Value) -> Result<Document> {
     let (choices, gold) = data::choices(&row)?;
     Ok(Document {
         text: format!("Question: {}\nAnswer:", data::string(&row, "question")?),

@@ -1,0 +1,324 @@
+//! A weight matrix packed once for inference: `y[N, O] = x[N, I] · w[O, I]ᵀ (+ bias) (+ residual)`.
+//!
+//! Outputs lie across the lanes of a vector and the inner dimension runs in order, one accumulator per output. So a
+//! result's bits depend on its row and its output alone: not on how many rows there are, nor on tiles, nor on threads.
+//!
+//! **Layout**: panels of [`PANEL`] outputs, the last one padded with zeros. A panel is `[I, PANEL]` in f32, or
+//! `[I/2, PANEL]` pairs in bf16, the even inner index in the low half: what `vdpbf16ps` multiplies, and what two shifts
+//! widen where a processor lacks it. Few rows stream the panels in order at the memory's speed; many rows go over one
+//! panel while it is in the second-level cache. Bytes: `O·I` weights of 4 or 2 bytes, read once per [`CHUNK_WORDS`]
+//! words of activations. Operations: 2·N·I·O.
+//!
+//! In bf16 the weights are rounded, and with AVX-512-BF16 the activations too (to nearest, subnormals to zero); sums are
+//! f32. Without that instruction the activations stay f32, so the last bits differ between processors.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::tile::{self, Kernel, Line, MAX_ROWS, PANEL, Sums};
+use crate::host::{read, tensor};
+
+/// Activations that stay in the second-level cache while the panels pass by, in words of 4 bytes (384 KiB).
+const CHUNK_WORDS: usize = 96 << 10;
+
+/// Weights of one task at least, in bytes: some 5 µs of memory traffic, worth a task of its own.
+const TASK_BYTES: usize = 128 << 10;
+
+/// Tasks per thread: more balance better when a core is shared, fewer cost less.
+const TASKS_PER_THREAD: usize = 4;
+
+/// How a packed weight is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes, rounded to nearest even.
+    Bf16,
+}
+
+/// A matrix `[O, I]`, ready to be multiplied with.
+pub struct PackedWeight {
+    lines: Vec<Line>,
+    dtype: WeightDtype,
+    inner: usize,
+    out: usize,
+}
+
+impl PackedWeight {
+    /// Packs a matrix whose rows `fill(first_row, rows)` writes, `rows` being whole rows of `inner` values; called from
+    /// several threads, at most [`PANEL`] rows at a time, so that no second copy of the matrix is ever held.
+    ///
+    /// **Errors**: the first one of `fill`.
+    pub fn pack<E: Send>(
+        (out, inner): (usize, usize),
+        dtype: WeightDtype,
+        fill: impl Fn(usize, &mut [f32]) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<Self, E> {
+        let panel_lines = panel_lines(inner, dtype);
+        let mut lines = vec![Line::ZERO; panel_lines * out.div_ceil(PANEL)];
+        if panel_lines > 0 {
+            lines.par_chunks_mut(panel_lines).enumerate().try_for_each_init(Vec::new, |rows, (panel, lines)| {
+                let first = panel * PANEL;
+                rows.resize(PANEL.min(out - first) * inner, 0.0);
+                fill(first, rows)?;
+                fill_panel(lines, rows, inner, dtype);
+                Ok(())
+            })?;
+        }
+        Ok(Self { lines, dtype, inner, out })
+    }
+
+    /// The matrix of a tensor `[O, I]`.
+    pub fn from_tensor(w: &Tensor, dtype: WeightDtype) -> Result<Self> {
+        let (out, inner) = w.dims2()?;
+        let w = read(w)?;
+        Self::pack((out, inner), dtype, |first, rows| {
+            rows.copy_from_slice(&w[first * inner..first * inner + rows.len()]);
+            Ok(())
+        })
+    }
+
+    /// `(O, I)`
+    pub fn dims(&self) -> (usize, usize) {
+        (self.out, self.inner)
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+    }
+
+    /// The linear layer.
+    ///
+    /// **Shapes**: `x [N, I]`, `bias [O]`, `residual [N, O]` → `[N, O]`, `(sum + bias) + residual`.
+    pub fn forward(&self, x: &Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
+        let rows = self.check(x)?;
+        if let Some(bias) = bias
+            && bias.dims1()? != self.out
+        {
+            bail!("linear: the bias has {} values, expected {}", bias.dims1()?, self.out)
+        }
+        if let Some(residual) = residual
+            && residual.dims2()? != (rows, self.out)
+        {
+            bail!("linear: the residual is {:?}, expected [{rows}, {}]", residual.dims(), self.out)
+        }
+        let (bias, residual) = (bias.map(read).transpose()?, residual.map(read).transpose()?);
+        let after = Epilogue { bias: bias.as_deref(), residual: residual.as_deref() };
+        tensor(self.multiply(tile::best(self.dtype), &read(x)?, rows, after), (rows, self.out))
+    }
+
+    /// The same without bias and residual, to the host: `[N · O]`, row-major.
+    pub fn forward_to_vec(&self, x: &Tensor) -> Result<Vec<f32>> {
+        let rows = self.check(x)?;
+        Ok(self.multiply(tile::best(self.dtype), &read(x)?, rows, Epilogue::default()))
+    }
+
+    fn check(&self, x: &Tensor) -> Result<usize> {
+        let (rows, inner) = x.dims2()?;
+        if inner != self.inner {
+            bail!("linear: x has {inner} columns, w {}", self.inner)
+        }
+        Ok(rows)
+    }
+
+    /// Rows of the matrix, as an embedding has them.
+    ///
+    /// **Shapes**: `rows [N]` → `[N, I]`.
+    pub fn gather(&self, rows: &[u32]) -> Result<Tensor> {
+        if let Some(row) = rows.iter().find(|&&row| row as usize >= self.out) {
+            bail!("row {row} is past the end of a table of {} rows", self.out)
+        }
+        let panel_lines = panel_lines(self.inner, self.dtype);
+        let mut y = vec![0f32; rows.len() * self.inner];
+        y.par_chunks_mut(self.inner.max(1)).with_min_len(4).zip(rows).for_each(|(y, &row)| {
+            let (panel, lane) = (row as usize / PANEL, row as usize % PANEL);
+            let words = self.lines[panel * panel_lines..].chunks_exact(PANEL / Line::WORDS);
+            let words = words.map(|step| step[lane / Line::WORDS].0[lane % Line::WORDS]);
+            match self.dtype {
+                WeightDtype::F32 => y.iter_mut().zip(words).for_each(|(y, word)| *y = f32::from_bits(word)),
+                WeightDtype::Bf16 => y.chunks_mut(2).zip(words).for_each(|(y, word)| {
+                    let pair = [word << 16, word & 0xffff_0000].map(f32::from_bits);
+                    y.copy_from_slice(&pair[..y.len()]);
+                }),
+            }
+        });
+        tensor(y, (rows.len(), self.inner))
+    }
+
+    /// `x · wᵀ` and what follows, by one kernel.
+    fn multiply(&self, kernel: Kernel, x: &[f32], rows: usize, after: Epilogue) -> Vec<f32> {
+        let mut y: Vec<f32> = Vec::with_capacity(rows * self.out);
+        if rows * self.out > 0 {
+            let blocks = Blocks::new(rows, kernel.max_rows);
+            let steps = kernel.steps(self.inner);
+            let words = kernel.words_per_step();
+            let packed = pack_rows(&kernel, x, self.inner, &blocks);
+            let blocks_per_chunk = (CHUNK_WORDS / (steps * words * kernel.max_rows).max(1)).max(1);
+            let place = Place { start: y.as_mut_ptr(), rows, out: self.out, after };
+            let panels = self.out.div_ceil(PANEL);
+            let panel_lines = panel_lines(self.inner, self.dtype);
+            let panels_per_task = panels_per_task(panels, panel_lines * size_of::<Line>(), rows);
+            let task = |first: usize| {
+                let mut sums: Sums = [[0.0; PANEL]; MAX_ROWS];
+                for first_block in (0..blocks.count).step_by(blocks_per_chunk) {
+                    for panel in first..panels.min(first + panels_per_task) {
+                        let lines = &self.lines[panel * panel_lines..(panel + 1) * panel_lines];
+                        for block in first_block..blocks.count.min(first_block + blocks_per_chunk) {
+                            let (start, count) = blocks.span(block);
+                            let x = &packed[start * steps * words..(start + count) * steps * words];
+                            kernel.run(x, lines, steps, count, &mut sums);
+                            place.put(start, panel, &sums[..count]);
+                        }
+                    }
+                }
+            };
+            if panels_per_task >= panels {
+                task(0);
+            } else {
+                let tasks = panels.div_ceil(panels_per_task);
+                (0..tasks).into_par_iter().with_max_len(1).for_each(|index| task(index * panels_per_task));
+            }
+            // SAFETY: every block of every panel was put in its place, so all `rows * out` values are written.
+            unsafe { y.set_len(rows * self.out) };
+        }
+        y
+    }
+}
+
+/// What is added to the sums.
+#[derive(Clone, Copy, Default)]
+struct Epilogue<'a> {
+    bias: Option<&'a [f32]>,     // [O]
+    residual: Option<&'a [f32]>, // [N, O]
+}
+
+/// The result `[rows, out]`, written tile by tile from several threads.
+struct Place<'a> {
+    start: *mut f32,
+    rows: usize,
+    out: usize,
+    after: Epilogue<'a>,
+}
+
+// SAFETY: `put` is called once per tile, and tiles do not overlap.
+unsafe impl Sync for Place<'_> {}
+
+impl Place<'_> {
+    fn put(&self, first_row: usize, panel: usize, sums: &[[f32; PANEL]]) {
+        let column = panel * PANEL;
+        let width = PANEL.min(self.out - column);
+        assert!(first_row + sums.len() <= self.rows);
+        for (row, sums) in (first_row..).zip(sums) {
+            let mut values = *sums;
+            if let Some(bias) = self.after.bias {
+                add(&mut values, &bias[column..column + width]);
+            }
+            let at = row * self.out + column;
+            if let Some(residual) = self.after.residual {
+                add(&mut values, &residual[at..at + width]);
+            }
+            // SAFETY: `row < rows` and `column + width <= out`, and nobody else writes this tile.
+            unsafe {
+                let place = self.start.add(at);
+                if width == PANEL {
+                    // Of known size: registers, no call.
+                    place.cast::<[f32; PANEL]>().write_unaligned(values);
+                } else {
+                    std::ptr::copy_nonoverlapping(values.as_ptr(), place, width);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add(values: &mut [f32; PANEL], more: &[f32]) {
+    if let Ok(more) = <&[f32; PANEL]>::try_from(more) {
+        values.iter_mut().zip(more).for_each(|(value, more)| *value += more);
+    } else {
+        values.iter_mut().zip(more).for_each(|(value, more)| *value += more);
+    }
+}
+
+/// Rows cut into blocks of nearly equal size: 13 rows are 7 and 6, not 12 and 1.
+struct Blocks {
+    count: usize,
+    base: usize,
+    /// How many blocks have one row more than `base`.
+    longer: usize,
+}
+
+impl Blocks {
+    fn new(rows: usize, max_rows: usize) -> Self {
+        let count = rows.div_ceil(max_rows);
+        Self { count, base: rows / count, longer: rows % count }
+    }
+
+    /// First row and number of rows.
+    fn span(&self, block: usize) -> (usize, usize) {
+        (block * self.base + block.min(self.longer), self.base + usize::from(block < self.longer))
+    }
+}
+
+/// The activations as the kernel reads them: per block `[steps, rows, words per step]`, so that a block is one run of
+/// memory whatever the width of a row is.
+fn pack_rows(kernel: &Kernel, x: &[f32], inner: usize, blocks: &Blocks) -> Vec<u32> {
+    const WORTH_A_THREAD: usize = 1 << 16;
+    let width = kernel.steps(inner) * kernel.words_per_step();
+    let (last, count) = blocks.span(blocks.count - 1);
+    let mut packed = vec![0u32; (last + count) * width];
+    let mut parts = Vec::with_capacity(blocks.count);
+    let mut rest = packed.as_mut_slice();
+    for block in 0..blocks.count {
+        let (start, count) = blocks.span(block);
+        let (part, tail) = rest.split_at_mut(count * width);
+        parts.push((&x[start * inner..(start + count) * inner], part, count));
+        rest = tail;
+    }
+    let pack = |(x, part, count): (&[f32], &mut [u32], usize)| kernel.pack_block(x, inner, count, part);
+    if x.len() < WORTH_A_THREAD {
+        parts.into_iter().for_each(pack);
+    } else {
+        parts.into_par_iter().for_each(pack);
+    }
+    packed
+}
+
+fn panels_per_task(panels: usize, panel_bytes: usize, rows: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    if threads == 1 {
+        return panels;
+    }
+    // Many rows make a panel worth more than its bytes; four rows a panel are still about the memory's speed.
+    let worth = panel_bytes * rows.div_ceil(4);
+    let balanced = panels.div_ceil(threads * TASKS_PER_THREAD);
+    balanced.max(TASK_BYTES.div_ceil(worth.max(1))).min(panels)
+}
+
+/// Lines of one panel.
+fn panel_lines(inner: usize, dtype: WeightDtype) -> usize {
+    let steps = match dtype {
+        WeightDtype::F32 => inner,
+        WeightDtype::Bf16 => inner.div_ceil(2),
+    };
+    steps * PANEL / Line::WORDS
+}
+
+/// Writes up to [`PANEL`] rows of the matrix into their panel.
+fn fill_panel(lines: &mut [Line], rows: &[f32], inner: usize, dtype: WeightDtype) {
+    const LINES: usize = PANEL / Line::WORDS;
+    for (lane, row) in rows.chunks_exact(inner).enumerate() {
+        let (line, word) = (lane / Line::WORDS, lane % Line::WORDS);
+        let slots = lines.chunks_exact_mut(LINES).map(|step| &mut step[line].0[word]);
+        match dtype {
+            WeightDtype::F32 => slots.zip(row).for_each(|(slot, value)| *slot = value.to_bits()),
+            WeightDtype::Bf16 => slots.zip(row.chunks(2)).for_each(|(slot, pair)| {
+                *slot = tile::pair(pair[0], pair.get(1).copied().unwrap_or(0.0));
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

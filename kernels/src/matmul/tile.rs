@@ -1,0 +1,219 @@
+//! The kernels of a packed product: one block of rows times one panel of weights, chosen at run time.
+//!
+//! Every kernel keeps one accumulator per row and output and adds the products in the order of the inner dimension, so
+//! a row's bits are the same in a block of any size.
+
+use super::packed::WeightDtype;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use crate::simd::{fma, simd_fn};
+
+/// Outputs of a panel: two AVX-512 registers.
+pub(super) const PANEL: usize = 32;
+
+/// Most rows that any kernel takes at once.
+pub(super) const MAX_ROWS: usize = 12;
+
+/// One cache line of weights: 16 values in f32, or 16 pairs in bf16.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub [u32; Line::WORDS]);
+
+impl Line {
+    pub(super) const WORDS: usize = 16;
+    pub(super) const ZERO: Self = Self([0; Self::WORDS]);
+}
+
+/// A tile of results; only the block's rows are meant. Kernels overwrite them.
+pub(super) type Sums = [[f32; PANEL]; MAX_ROWS];
+
+/// Adds up `steps` steps: packed rows, a panel, rows of the block, results.
+type Run = fn(&[u32], &[Line], usize, usize, &mut Sums);
+
+/// How a kernel wants its operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operands {
+    /// f32 times f32.
+    F32,
+    /// bf16 weights in pairs, widened; f32 activations in pairs.
+    Widened,
+    /// Both bf16 in pairs.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    Bf16,
+}
+
+/// A kernel and what it works on.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    /// Rows of a block at most.
+    pub max_rows: usize,
+    operands: Operands,
+    run: Run,
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub name: &'static str,
+}
+
+impl Kernel {
+    /// Steps along the inner dimension.
+    pub(super) fn steps(&self, inner: usize) -> usize {
+        match self.operands {
+            Operands::F32 => inner,
+            Operands::Widened | Operands::Bf16 => inner.div_ceil(2),
+        }
+    }
+
+    /// Words of one row in one step.
+    pub(super) fn words_per_step(&self) -> usize {
+        if self.operands == Operands::Widened { 2 } else { 1 }
+    }
+
+    /// Packs `count` rows `[count, inner]` into `[steps, count, words per step]`.
+    pub(super) fn pack_block(&self, x: &[f32], inner: usize, count: usize, part: &mut [u32]) {
+        if inner == 0 {
+            return;
+        }
+        match self.operands {
+            Operands::F32 => {
+                let mut rows = [&[][..]; MAX_ROWS];
+                rows.iter_mut().zip(x.chunks_exact(inner)).for_each(|(row, x)| *row = x);
+                interleave(&rows[..count], part, f32::to_bits);
+            }
+            Operands::Bf16 => {
+                let steps = self.steps(inner);
+                let mut pairs = vec![0u32; count * steps];
+                pairs.chunks_exact_mut(steps).zip(x.chunks_exact(inner)).for_each(|(pairs, x)| round_pairs(x, pairs));
+                let mut rows = [&[][..]; MAX_ROWS];
+                rows.iter_mut().zip(pairs.chunks_exact(steps)).for_each(|(row, pairs)| *row = pairs);
+                interleave(&rows[..count], part, |pair| pair);
+            }
+            Operands::Widened => {
+                for (row, x) in x.chunks_exact(inner).enumerate() {
+                    for (words, values) in part.chunks_exact_mut(2 * count).zip(x.chunks(2)) {
+                        words[2 * row] = values[0].to_bits();
+                        words[2 * row + 1] = values.get(1).map_or(0, |value| value.to_bits());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Multiplies a block of `count` packed rows with a panel.
+    #[inline]
+    pub(super) fn run(&self, x: &[u32], panel: &[Line], steps: usize, count: usize, sums: &mut Sums) {
+        assert!(count <= self.max_rows && x.len() == steps * count * self.words_per_step());
+        assert!(panel.len() == steps * PANEL / Line::WORDS);
+        (self.run)(x, panel, steps, count, sums);
+    }
+}
+
+/// The kernels that this processor can run for weights of `dtype`, best first.
+pub(super) fn kernels(dtype: WeightDtype) -> Vec<Kernel> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let mut add = |available: bool, name, operands, max_rows, run: Run| {
+            if available {
+                found.push(Kernel { max_rows, operands, run, name });
+            }
+        };
+        match dtype {
+            WeightDtype::F32 => {
+                add(avx512, "avx512", Operands::F32, 12, x86::avx512_f32);
+                add(avx2, "avx2", Operands::F32, 3, x86::avx2_f32);
+            }
+            WeightDtype::Bf16 => {
+                let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+                add(bf16, "avx512bf16", Operands::Bf16, 12, x86::avx512_bf16);
+                add(avx512, "avx512", Operands::Widened, 12, x86::avx512_widened);
+                add(avx2, "avx2", Operands::Widened, 3, x86::avx2_widened);
+            }
+        }
+    }
+    found.push(match dtype {
+        WeightDtype::F32 => Kernel { max_rows: 4, operands: Operands::F32, run: portable_f32, name: "portable" },
+        WeightDtype::Bf16 => {
+            Kernel { max_rows: 4, operands: Operands::Widened, run: portable_widened, name: "portable" }
+        }
+    });
+    found
+}
+
+/// The first of [`kernels`].
+pub(super) fn best(dtype: WeightDtype) -> Kernel {
+    use std::sync::OnceLock;
+    static BEST: [OnceLock<Kernel>; 2] = [OnceLock::new(), OnceLock::new()];
+    *BEST[dtype as usize].get_or_init(|| kernels(dtype)[0])
+}
+
+/// Rows side by side, step by step: `part [steps, rows]`.
+fn interleave<T: Copy>(rows: &[&[T]], part: &mut [u32], word: impl Fn(T) -> u32) {
+    for (step, words) in part.chunks_exact_mut(rows.len()).enumerate() {
+        for (word_, row) in words.iter_mut().zip(rows) {
+            *word_ = word(row[step]);
+        }
+    }
+}
+
+simd_fn! {
+    /// A row as bf16 pairs; an odd last value is paired with 0.
+    fn round_pairs(x: &[f32], pairs: &mut [u32]) {
+        let _ = FMA;
+        let (whole, tail) = x.as_chunks::<2>();
+        for (word, values) in pairs.iter_mut().zip(whole) {
+            *word = pair(values[0], values[1]);
+        }
+        if let ([last], Some(word)) = (tail, pairs.last_mut()) {
+            *word = pair(*last, 0.0);
+        }
+    }
+}
+
+/// Two values as bf16 in one word, the first in the low half.
+#[inline(always)]
+pub(super) fn pair(low: f32, high: f32) -> u32 {
+    bf16_bits(low) >> 16 | bf16_bits(high) & 0xffff_0000
+}
+
+/// The bits of the nearest bf16 (ties to even) in the upper half; the lower half is rubbish. NaN stays NaN.
+#[inline(always)]
+fn bf16_bits(value: f32) -> u32 {
+    let bits = value.to_bits();
+    if value.is_nan() { bits | 0x0040_0000 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }
+}
+
+simd_fn! {
+    fn portable_f32(x: &[u32], panel: &[Line], steps: usize, count: usize, sums: &mut Sums) {
+        debug_assert_eq!(x.len(), steps * count);
+        sums[..count].as_flattened_mut().fill(0.0);
+        for (x, lines) in x.chunks_exact(count).zip(panel.chunks_exact(PANEL / Line::WORDS)) {
+            for (x, sums) in x.iter().zip(sums.iter_mut()) {
+                let x = f32::from_bits(*x);
+                for (sums, line) in sums.as_chunks_mut::<{ Line::WORDS }>().0.iter_mut().zip(lines) {
+                    for (sum, w) in sums.iter_mut().zip(&line.0) {
+                        *sum = fma::<FMA>(x, f32::from_bits(*w), *sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+simd_fn! {
+    fn portable_widened(x: &[u32], panel: &[Line], steps: usize, count: usize, sums: &mut Sums) {
+        debug_assert_eq!(x.len(), 2 * steps * count);
+        sums[..count].as_flattened_mut().fill(0.0);
+        for (x, lines) in x.chunks_exact(2 * count).zip(panel.chunks_exact(PANEL / Line::WORDS)) {
+            for (x, sums) in x.as_chunks::<2>().0.iter().zip(sums.iter_mut()) {
+                let [even, odd] = x.map(f32::from_bits);
+                for (sums, line) in sums.as_chunks_mut::<{ Line::WORDS }>().0.iter_mut().zip(lines) {
+                    for (sum, w) in sums.iter_mut().zip(&line.0) {
+                        *sum = fma::<FMA>(even, f32::from_bits(w << 16), *sum);
+                        *sum = fma::<FMA>(odd, f32::from_bits(w & 0xffff_0000), *sum);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Generation speed of glan beside transformers, on the same random weights, in turn, in one run.
+#
+#     scripts/bench_peers.sh                                   # 25m and 125m, f32 and bf16, one thread, by processor time
+#     scripts/bench_peers.sh --sizes 125m --threads 2          # two threads, by wall time: only on an idle machine
+#     PYTHON=.venv/bin/python scripts/bench_peers.sh --output results.json
+#
+# Needs a Python with torch, transformers and safetensors; says which peers are missing. All options: --help.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cargo build --release --locked
+exec "${PYTHON:-python3}" scripts/peers/compare.py --glan "${CARGO_TARGET_DIR:-target}/release/glan" "$@"

@@ -1,0 +1,396 @@
+//! The decoder for inference: packed weights, and one step over the paged cache.
+//!
+//! Its arithmetic is that of [`super::layer`], but nothing is kept for a backward, and the matrices are packed once at
+//! load ([`glan_kernels::matmul::PackedWeight`]) in f32 or bf16. Activations, norms, biases and the cache are f32.
+
+use std::{borrow::Cow, path::Path};
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Tensor};
+use glan_kernels::{
+    attention::{self, Heads, PagedRows},
+    embedding,
+    matmul::{PackedWeight, WeightDtype},
+    rms_norm, rope, swiglu,
+};
+
+use super::{
+    Decoder, DecoderConfig, Layout, NamedTensor,
+    loader::{Safetensors, TensorSource},
+    rope as rope_tables,
+};
+use crate::device::DtypeChoice;
+
+/// Rows that go through the layers together at most: beyond, the activations of a layer leave the processor's cache and
+/// the allocator's, and reading the weights once more costs less than that.
+const MAX_ROWS: usize = 512;
+
+/// Keys and values of all layers, in blocks of `block_size` tokens (`Z`).
+///
+/// Slot `block * Z + offset` holds one token; how its numbers lie within the block is the kernels' affair. The tensors are
+/// made once; block 0 is an ordinary block.
+pub struct KvCache {
+    /// Per layer: keys `[P, K, D, Z]` and values `[P, K, Z, D]`, each held as `[P * Z, K * D]` in f32.
+    pub layers: Vec<(Tensor, Tensor)>,
+    /// `Z`
+    pub block_size: usize,
+    /// `P`
+    pub num_blocks: usize,
+}
+
+impl KvCache {
+    /// Copies whole blocks in every layer, from and to, one after the other.
+    pub fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()> {
+        if !copies.is_empty() {
+            for (keys, values) in &self.layers {
+                attention::copy_blocks(keys, copies, self.block_size)?;
+                attention::copy_blocks(values, copies, self.block_size)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One sequence's share of a step.
+#[derive(Debug, Clone)]
+pub struct PagedSequence {
+    /// How many rows of the batch are this sequence's (a prefill chunk, or 1 for decode). Rows of a sequence are
+    /// consecutive and follow the order of `PagedBatch::sequences`.
+    pub query_len: usize,
+    /// Tokens in the cache after this step, the new ones included.
+    pub context_len: usize,
+    /// Its blocks, in order of position.
+    pub block_table: Vec<u32>,
+}
+
+/// Everything that one forward pass of the engine needs. Flat: `N` rows, no padding.
+#[derive(Debug, Clone, Default)]
+pub struct PagedBatch {
+    /// `[N]`
+    pub token_ids: Vec<u32>,
+    /// `[N]` position of each row in its sequence.
+    pub positions: Vec<u32>,
+    /// `[N]` cache slot into which each row's key and value go.
+    pub slot_mapping: Vec<u32>,
+    /// The sequences, in the order of their rows.
+    pub sequences: Vec<PagedSequence>,
+    /// Rows whose logits are wanted, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+/// A decoder-only transformer, ready to generate and to score.
+pub struct InferenceDecoder {
+    /// Its shape.
+    pub config: DecoderConfig,
+    num_parameters: usize,
+    embed_tokens: PackedWeight, // [V, C]
+    layers: Vec<PackedLayer>,
+    norm: Tensor, // [C]
+    /// `[V, C]`; none where the embedding is the head.
+    lm_head: Option<PackedWeight>,
+    cos: Tensor, // [max positions, D/2]
+    sin: Tensor, // [max positions, D/2]
+}
+
+/// One block's weights.
+struct PackedLayer {
+    input_norm: Tensor,       // [C]
+    qkv: PackedWeight,        // [(H + 2K)·D, C]
+    qkv_bias: Option<Tensor>, // [(H + 2K)·D]
+    qk_norm: Option<(Tensor, Tensor)>,
+    o: PackedWeight,        // [C, H·D]
+    o_bias: Option<Tensor>, // [C]
+    post_norm: Tensor,      // [C]
+    gate_up: PackedWeight,  // [2F, C]
+    down: PackedWeight,     // [C, F]
+}
+
+impl InferenceDecoder {
+    /// Loads weights from a Hugging Face directory; `DtypeChoice::Bf16` holds the matrices in bf16.
+    ///
+    /// **Errors**: a missing, truncated or ill-shaped file, by name.
+    pub fn load(directory: &Path, device: &Device, dtype: DtypeChoice) -> Result<Self> {
+        if !device.is_cpu() {
+            bail!("this build computes on the CPU only");
+        }
+        let config = DecoderConfig::load(directory)?;
+        let layout = Layout::new(&config);
+        Self::from_source(config, &layout, &Safetensors::open(directory, &layout)?, dtype)
+    }
+
+    /// Packs the parameters of a decoder that was trained or made in this process.
+    pub fn from_decoder(decoder: &Decoder, dtype: DtypeChoice) -> Result<Self> {
+        let values = glan_kernels::to_vec(&decoder.weights.arena)?;
+        Self::from_source(decoder.config.clone(), &decoder.layout, &Arena(&values), dtype)
+    }
+
+    fn from_source(
+        config: DecoderConfig,
+        layout: &Layout,
+        source: &impl TensorSource,
+        dtype: DtypeChoice,
+    ) -> Result<Self> {
+        let dtype = if dtype == DtypeChoice::Bf16 { WeightDtype::Bf16 } else { WeightDtype::F32 };
+        let matrix = |first: &str, count: usize| pack(source, layout.neighbours(first, count)?, dtype);
+        let vector = |first: &str, count: usize| stack(source, layout.neighbours(first, count)?);
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| {
+                let matrix = |name: &str, count: usize| matrix(&format!("model.layers.{layer}.{name}"), count);
+                let vector = |name: &str, count: usize| vector(&format!("model.layers.{layer}.{name}"), count);
+                let when = |on: bool, name: &str, count: usize| on.then(|| vector(name, count)).transpose();
+                let q_norm = when(config.qk_norm, "self_attn.q_norm.weight", 1)?;
+                Ok(PackedLayer {
+                    input_norm: vector("input_layernorm.weight", 1)?,
+                    qkv: matrix("self_attn.q_proj.weight", 3)?,
+                    qkv_bias: when(config.attention_bias, "self_attn.q_proj.bias", 3)?,
+                    qk_norm: q_norm.zip(when(config.qk_norm, "self_attn.k_norm.weight", 1)?),
+                    o: matrix("self_attn.o_proj.weight", 1)?,
+                    o_bias: when(config.attention_output_bias, "self_attn.o_proj.bias", 1)?,
+                    post_norm: vector("post_attention_layernorm.weight", 1)?,
+                    gate_up: matrix("mlp.gate_proj.weight", 2)?,
+                    down: matrix("mlp.down_proj.weight", 1)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let (cos, sin) = rope_tables::tables(&config, config.max_position_embeddings)?;
+        Ok(Self {
+            num_parameters: layout.len,
+            embed_tokens: matrix("model.embed_tokens.weight", 1)?,
+            layers,
+            norm: vector("model.norm.weight", 1)?,
+            lm_head: if config.tie_word_embeddings { None } else { Some(matrix("lm_head.weight", 1)?) },
+            cos,
+            sin,
+            config,
+        })
+    }
+
+    /// Number of parameters.
+    pub fn num_parameters(&self) -> usize {
+        self.num_parameters
+    }
+
+    /// Bytes of the matrices as they are held.
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]);
+        let all = layers.flatten().chain([&self.embed_tokens]).chain(&self.lm_head);
+        all.map(PackedWeight::bytes).sum()
+    }
+
+    /// An empty cache of `num_blocks` blocks for this model.
+    pub fn kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {
+        let shape = (num_blocks * block_size, self.config.num_key_value_heads * self.config.head_dim);
+        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let layers =
+            (0..self.config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<Vec<_>>>()?;
+        Ok(KvCache { layers, block_size, num_blocks })
+    }
+
+    /// One step over the paged cache: writes the rows' keys and values, attends, and returns the logits of
+    /// `batch.logit_rows` as f32, `[rows, V]` row-major on the host.
+    ///
+    /// A row's bits depend only on its sequence's tokens up to it, never on the other rows or on where a prompt is cut.
+    pub fn forward_paged(&self, batch: &PagedBatch, cache: &mut KvCache) -> Result<Vec<f32>> {
+        // On a thread of the pool, so that none of the many parallel parts below has to wake one from outside.
+        rayon::scope(|_| {
+            let mut logits = Vec::new();
+            for piece in pieces(batch, MAX_ROWS) {
+                let of_piece = self.step(&piece, cache)?;
+                // Mostly there is one piece with logits, which is not copied.
+                if logits.is_empty() {
+                    logits = of_piece;
+                } else {
+                    logits.extend(of_piece);
+                }
+            }
+            Ok(logits)
+        })
+    }
+
+    fn step(&self, batch: &PagedBatch, cache: &KvCache) -> Result<Vec<f32>> {
+        let sequences: Vec<PagedRows> = batch
+            .sequences
+            .iter()
+            .map(|sequence| PagedRows {
+                query_len: sequence.query_len,
+                context_len: sequence.context_len,
+                block_table: &sequence.block_table,
+            })
+            .collect();
+        let mut x = self.embed_tokens.gather(&batch.token_ids)?; // [N, C]
+        for (i, weights) in self.layers.iter().enumerate() {
+            let heads = self.config.heads(i);
+            let o = self.attend(&x, weights, &heads, batch, &sequences, (cache, i))?; // [N, H·D]
+            let is_last = i + 1 == self.layers.len();
+            x = if is_last && batch.logit_rows.len() < batch.token_ids.len() {
+                // The keys and values are written; beyond them only rows whose logits are wanted matter any more.
+                if batch.logit_rows.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let rows = &batch.logit_rows;
+                self.after_attention(&embedding::forward(&x, rows)?, &embedding::forward(&o, rows)?, weights)?
+            } else {
+                self.after_attention(&x, &o, weights)?
+            };
+        }
+        let (x, _) = rms_norm::forward(&x, &self.norm, self.config.rms_norm_eps)?; // [rows, C]
+        Ok(self.lm_head.as_ref().unwrap_or(&self.embed_tokens).forward_to_vec(&x)?)
+    }
+
+    /// A block up to its attention: `x [N, C]` → `[N, H·D]`, the rows' keys and values being written on the way.
+    fn attend(
+        &self,
+        x: &Tensor,
+        weights: &PackedLayer,
+        heads: &Heads,
+        batch: &PagedBatch,
+        sequences: &[PagedRows],
+        (cache, layer): (&KvCache, usize),
+    ) -> Result<Tensor> {
+        let eps = self.config.rms_norm_eps;
+        let (x_norm, _) = rms_norm::forward(x, &weights.input_norm, eps)?;
+        let qkv = weights.qkv.forward(&x_norm, weights.qkv_bias.as_ref(), None)?; // [N, (H + 2K)·D]
+        if let Some((q_norm, k_norm)) = &weights.qk_norm {
+            rms_norm::heads_in_place(&qkv, q_norm, 0, heads.query, eps)?;
+            rms_norm::heads_in_place(&qkv, k_norm, heads.query, heads.key_value, eps)?;
+        }
+        rope::in_place(&qkv, &self.cos, &self.sin, &batch.positions, heads.query + heads.key_value, false)?;
+        let (keys, values) = &cache.layers[layer];
+        attention::write_cache(&qkv, keys, values, &batch.slot_mapping, cache.block_size, heads)?;
+        Ok(attention::paged(&qkv, keys, values, sequences, cache.block_size, heads)?)
+    }
+
+    /// The rest of a block: `x [N, C]` and `o [N, H·D]` → `[N, C]`.
+    fn after_attention(&self, x: &Tensor, o: &Tensor, weights: &PackedLayer) -> Result<Tensor> {
+        let h = weights.o.forward(o, weights.o_bias.as_ref(), Some(x))?;
+        let (h_norm, _) = rms_norm::forward(&h, &weights.post_norm, self.config.rms_norm_eps)?;
+        let gate_up = weights.gate_up.forward(&h_norm, None, None)?; // [N, 2F]
+        Ok(weights.down.forward(&swiglu::forward(&gate_up)?, None, Some(&h))?)
+    }
+}
+
+/// Parameters that are in memory already, `[P]`.
+struct Arena<'a>(&'a [f32]);
+
+impl TensorSource for Arena<'_> {
+    fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()> {
+        let start = tensor.offset + first_row * tensor.shape[1..].iter().product::<usize>();
+        values.copy_from_slice(&self.0[start..start + values.len()]);
+        Ok(())
+    }
+}
+
+/// A batch cut into pieces of at most `max_rows` rows, in order, so that every piece finds the keys and values of the
+/// ones before it in the cache.
+fn pieces(batch: &PagedBatch, max_rows: usize) -> Vec<Cow<'_, PagedBatch>> {
+    let rows = batch.token_ids.len();
+    if rows <= max_rows {
+        return vec![Cow::Borrowed(batch)];
+    }
+    let piece = |start: usize| {
+        let end = rows.min(start + max_rows);
+        let mut sequences = Vec::new();
+        let mut first = 0;
+        for sequence in &batch.sequences {
+            let (from, to) = (start.max(first), end.min(first + sequence.query_len));
+            if from < to {
+                let left_out = first + sequence.query_len - to;
+                sequences.push(PagedSequence {
+                    query_len: to - from,
+                    context_len: sequence.context_len - left_out,
+                    block_table: sequence.block_table.clone(),
+                });
+            }
+            first += sequence.query_len;
+        }
+        let wanted = batch.logit_rows.iter().filter(|&&row| (start..end).contains(&(row as usize)));
+        Cow::Owned(PagedBatch {
+            token_ids: batch.token_ids[start..end].to_vec(),
+            positions: batch.positions[start..end].to_vec(),
+            slot_mapping: batch.slot_mapping[start..end].to_vec(),
+            sequences,
+            logit_rows: wanted.map(|row| row - start as u32).collect(),
+        })
+    };
+    (0..rows).step_by(max_rows).map(piece).collect()
+}
+
+/// Matrices of one width, one above the other, packed.
+fn pack(source: &impl TensorSource, parts: &[NamedTensor], dtype: WeightDtype) -> Result<PackedWeight> {
+    let inner = parts[0].shape[1];
+    let out = parts.iter().map(|part| part.shape[0]).sum();
+    PackedWeight::pack((out, inner), dtype, |mut first, mut rows| {
+        // A panel may begin in one matrix and end in the next.
+        for part in parts {
+            let count = part.shape[0].saturating_sub(first).min(rows.len() / inner);
+            let (here, rest) = rows.split_at_mut(count * inner);
+            if count > 0 {
+                source.read_rows(part, first, here)?;
+            }
+            rows = rest;
+            first = (first + count).saturating_sub(part.shape[0]);
+        }
+        Ok(())
+    })
+}
+
+/// Vectors one after the other.
+fn stack(source: &impl TensorSource, parts: &[NamedTensor]) -> Result<Tensor> {
+    let mut values = Vec::new();
+    for part in parts {
+        let start = values.len();
+        values.resize(start + part.len(), 0.0);
+        source.read_rows(part, 0, &mut values[start..])?;
+    }
+    let len = values.len();
+    Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_the_batch_in_order_with_the_context_up_to_their_end() {
+        let sequence = |query_len, context_len| PagedSequence { query_len, context_len, block_table: vec![7] };
+        let batch = PagedBatch {
+            token_ids: (10..17).collect(),
+            positions: vec![4, 0, 1, 2, 3, 8, 9],
+            slot_mapping: (20..27).collect(),
+            sequences: vec![sequence(1, 5), sequence(4, 4), sequence(2, 10)],
+            logit_rows: vec![0, 4, 6],
+        };
+        let pieces = pieces(&batch, 3);
+        let spans: Vec<Vec<(usize, usize)>> = pieces
+            .iter()
+            .map(|piece| piece.sequences.iter().map(|it| (it.query_len, it.context_len)).collect())
+            .collect();
+        assert_eq!(spans, [vec![(1, 5), (2, 2)], vec![(2, 4), (1, 9)], vec![(1, 10)]]);
+        assert_eq!(
+            pieces.iter().map(|piece| piece.logit_rows.clone()).collect::<Vec<_>>(),
+            [vec![0], vec![1], vec![0]]
+        );
+        let joined: Vec<u32> = pieces.iter().flat_map(|piece| piece.token_ids.clone()).collect();
+        assert_eq!(joined, batch.token_ids);
+        let joined: Vec<u32> = pieces.iter().flat_map(|piece| piece.slot_mapping.clone()).collect();
+        assert_eq!(joined, batch.slot_mapping);
+        assert_eq!(pieces[1].positions, [2, 3, 8]);
+    }
+
+    #[test]
+    fn a_panel_may_hold_the_end_of_one_matrix_and_the_beginning_of_the_next() {
+        struct Counting;
+        impl TensorSource for Counting {
+            fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()> {
+                let first = tensor.offset + first_row * tensor.shape[1];
+                values.iter_mut().zip(first..).for_each(|(value, number)| *value = number as f32);
+                Ok(())
+            }
+        }
+        let part = |rows: usize, offset| NamedTensor { name: "w".into(), shape: vec![rows, 3], offset };
+        let parts = [part(20, 0), part(5, 60), part(30, 75)];
+        let packed = pack(&Counting, &parts, WeightDtype::F32).unwrap();
+        let rows = packed.gather(&(0..55).collect::<Vec<u32>>()).unwrap().flatten_all().unwrap();
+        assert_eq!(rows.to_vec1::<f32>().unwrap(), (0..165).map(|it| it as f32).collect::<Vec<_>>());
+    }
+}
