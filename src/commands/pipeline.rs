@@ -15,7 +15,7 @@ use crate::{
     cli::StageArgs,
     config::Config,
     curate, engine,
-    error::usage,
+    error::{Failure, usage},
     evaluate::{self, Comparison, EvaluateArgs, Role, Verdict},
     generate, interrupt,
     language_model::LanguageModel,
@@ -97,6 +97,9 @@ pub fn generate(args: &StageArgs) -> Result<()> {
 
 /// `glan evaluate`.
 pub fn evaluate(args: &EvaluateArgs) -> Result<()> {
+    if let (Some(golden), Some(benchmarks)) = (&args.check_golden, &args.benchmarks) {
+        return check_golden(golden, benchmarks, args.stage.json);
+    }
     if let Some(model) = &args.model {
         return evaluate_model(args, model);
     }
@@ -134,6 +137,19 @@ pub fn report(args: &StageArgs) -> Result<()> {
         print_result(page.display());
     }
     Ok(())
+}
+
+/// `glan evaluate --check-golden`.
+///
+/// **Errors**: a regression, where anything differs.
+fn check_golden(golden: &Path, benchmarks: &Path, json: bool) -> Result<()> {
+    const DIFFERENCES: usize = 10;
+    let agreement = evaluate::golden::check(golden, benchmarks)?;
+    print_result(if json { json!(agreement).to_string() } else { agreement.summary(DIFFERENCES) });
+    if agreement.is_whole() {
+        return Ok(());
+    }
+    Err(Failure::Regression("prompts, scores or verdicts differ from lm-evaluation-harness's".to_owned()).into())
 }
 
 /// `glan evaluate --model`.
@@ -277,6 +293,8 @@ mod tests {
             limit: None,
             num_fewshot: None,
             apply_chat_template: false,
+            check_golden: None,
+            benchmarks: None,
         };
         let error = evaluate(&args).expect_err("--tasks goes with --model");
         assert_eq!(exit_code(&error), 2);

@@ -13,7 +13,7 @@ use super::{
     plan::SkippedTask,
     results::Finished,
     stats,
-    task::{self, OutputType},
+    task::{OutputType, Task},
 };
 use crate::seed;
 
@@ -79,26 +79,27 @@ pub struct Evaluations<'a> {
     pub tuned: &'a Finished,
 }
 
-/// Compares the models on every task of `names` (those that were evaluated, in the order of the configuration).
+/// Compares the models on tasks that were evaluated, in the order of the configuration.
 pub fn compare(
-    names: &[&str],
+    compared: &[&'static dyn Task],
     skipped: &[SkippedTask],
     evaluations: &Evaluations,
     run_seed: u64,
     bootstrap_iters: usize,
 ) -> Result<Comparison> {
     let mut tasks = Vec::new();
-    for name in names {
-        let spec = task::find(name)?.spec();
+    for task in compared {
+        let spec = task.spec();
+        let name = spec.name;
         for filter in spec.filters {
             for metric in spec.metrics {
-                let (base, tuned) = paired_scores(evaluations, name, filter, metric)?;
+                let Some((base, tuned)) = paired_scores(evaluations, name, filter, metric)? else { continue };
                 let key = format!("{metric},{filter}");
                 let mut random = seed::stream(run_seed, "evaluate", &format!("bootstrap {name} {key}"));
                 let (base_mean, base_stderr) = stats::mean_stderr(&base);
                 let (tuned_mean, tuned_stderr) = stats::mean_stderr(&tuned);
                 tasks.push(TaskComparison {
-                    task: (*name).to_owned(),
+                    task: name.to_owned(),
                     base: base_mean,
                     base_stderr,
                     base_fewshot: evaluations.base_fewshot.and_then(|finished| finished.number(name, &key)),
@@ -112,8 +113,11 @@ pub fn compare(
             }
         }
     }
-    let headline = headline(names)?;
-    let Some(row) = tasks.iter().find(|row| row.task == headline) else { bail!("task `{headline}` has no metric") };
+    let headline = headline(compared)?;
+    let name = headline.spec().name;
+    let Some(row) = tasks.iter().find(|row| row.task == name) else {
+        bail!("task `{name}` has no metric of single documents")
+    };
     let verdict = Verdict {
         task: row.task.clone(),
         base: row.base,
@@ -126,26 +130,26 @@ pub fn compare(
 }
 
 /// The task that the verdict speaks of: the first generative one, else the first.
-pub fn headline<'a>(names: &[&'a str]) -> Result<&'a str> {
-    let mut generative = None;
-    for name in names {
-        if matches!(task::find(name)?.spec().output_type, OutputType::GenerateUntil(_)) {
-            generative = generative.or(Some(*name));
-        }
-    }
-    match generative.or(names.first().copied()) {
-        Some(name) => Ok(name),
+pub fn headline(tasks: &[&'static dyn Task]) -> Result<&'static dyn Task> {
+    let is_generative = |task: &&&'static dyn Task| matches!(task.spec().output_type, OutputType::GenerateUntil(_));
+    match tasks.iter().find(is_generative).or(tasks.first()) {
+        Some(task) => Ok(*task),
         None => bail!("there is no task to compare the models on"),
     }
 }
 
-/// Base and tuned scores of the same items.
-fn paired_scores(evaluations: &Evaluations, task: &str, filter: &str, metric: &str) -> Result<(Vec<f64>, Vec<f64>)> {
+/// Scores by the base and the tuned model of the same items.
+type Paired = (Vec<f64>, Vec<f64>);
+
+/// Base and tuned scores of the same items; `None` for a metric that single documents have no number for.
+fn paired_scores(evaluations: &Evaluations, task: &str, filter: &str, metric: &str) -> Result<Option<Paired>> {
     let base = evaluations.base.samples(task, filter)?;
     let tuned = evaluations.tuned.samples(task, filter)?;
     check_pairs(task, &base, &tuned)?;
-    let score = |row: &Value| row[metric].as_f64().unwrap_or(0.0);
-    Ok((base.iter().map(score).collect(), tuned.iter().map(score).collect()))
+    let score = |row: &Value| row[metric].as_f64();
+    let base: Option<Vec<f64>> = base.iter().map(score).collect();
+    let tuned: Option<Vec<f64>> = tuned.iter().map(score).collect();
+    Ok(base.zip(tuned))
 }
 
 /// The two models must have answered the same documents.
@@ -159,8 +163,9 @@ fn check_pairs(task: &str, base: &[Value], tuned: &[Value]) -> Result<()> {
     }
 }
 
-fn by_discipline(evaluations: &Evaluations, task: &str) -> Result<Vec<DisciplineComparison>> {
-    let spec = task::find(task)?.spec();
+fn by_discipline(evaluations: &Evaluations, task: &dyn Task) -> Result<Vec<DisciplineComparison>> {
+    let spec = task.spec();
+    let task = spec.name;
     let (filter, metric) = (spec.filters[0], spec.metrics[0]);
     let (base, tuned) = (evaluations.base.samples(task, filter)?, evaluations.tuned.samples(task, filter)?);
     check_pairs(task, &base, &tuned)?;
@@ -188,12 +193,17 @@ fn by_discipline(evaluations: &Evaluations, task: &str) -> Result<Vec<Discipline
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::tasks;
 
     #[test]
     fn the_headline_is_the_first_generative_task_else_the_first() -> Result<()> {
-        assert_eq!(headline(&["primer_mc", "gsm8k", "primer"])?, "gsm8k");
-        assert_eq!(headline(&["arc_easy", "primer_mc"])?, "arc_easy");
-        assert!(headline(&[]).is_err());
+        let named = |names: &[&str]| -> Result<String> {
+            let tasks: Vec<_> = names.iter().map(|name| tasks::find(name)).collect::<Result<_>>()?;
+            Ok(headline(&tasks)?.spec().name.to_owned())
+        };
+        assert_eq!(named(&["primer_mc", "gsm8k", "primer"])?, "gsm8k");
+        assert_eq!(named(&["arc_easy", "primer_mc"])?, "arc_easy");
+        assert!(named(&[]).is_err());
         Ok(())
     }
 

@@ -1,9 +1,10 @@
-//! Reads benchmark files: JSON lines, gzipped or not.
+//! Reads benchmark files: JSON lines, JSON and tables, gzipped or not.
 
 use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail};
@@ -24,8 +25,8 @@ pub fn locate(data_dir: &Path, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// The rows of a benchmark file with their 1-based line numbers.
-pub fn read_rows(data_dir: &Path, name: &str) -> Result<Vec<(usize, Value)>> {
+/// The text of a benchmark file, unpacked.
+pub fn read_text(data_dir: &Path, name: &str) -> Result<String> {
     let path = locate(data_dir, name)?;
     let mut text = String::new();
     let file = File::open(&path).with_context(|| format!("cannot open `{}`", path.display()))?;
@@ -35,7 +36,88 @@ pub fn read_rows(data_dir: &Path, name: &str) -> Result<Vec<(usize, Value)>> {
         { file }.read_to_string(&mut text)
     }
     .with_context(|| format!("cannot read `{}`", path.display()))?;
-    parse_rows(&text, &path.display().to_string())
+    Ok(text)
+}
+
+/// A benchmark file that is one JSON value.
+pub fn read_json(data_dir: &Path, name: &str) -> Result<Value> {
+    serde_json::from_str(&read_text(data_dir, name)?).with_context(|| format!("`{name}`: not JSON"))
+}
+
+/// The rows of a benchmark file with their 1-based line numbers.
+pub fn read_rows(data_dir: &Path, name: &str) -> Result<Vec<(usize, Value)>> {
+    parse_rows(&read_text(data_dir, name)?, &locate(data_dir, name)?.display().to_string())
+}
+
+/// Rows with their line numbers, shared.
+type SharedRows = Arc<Vec<(usize, Value)>>;
+
+/// The files that were read last, by path. Tasks of one benchmark are read one after another from the same few files.
+static LAST_READ: Mutex<Vec<(PathBuf, SharedRows)>> = Mutex::new(Vec::new());
+
+/// So many files are kept: the documents and the few-shot pool of a benchmark.
+const KEPT_FILES: usize = 2;
+
+/// [`read_rows`] for files that many tasks share.
+pub fn shared_rows(data_dir: &Path, name: &str) -> Result<SharedRows> {
+    let path = locate(data_dir, name)?;
+    let mut last = LAST_READ.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, rows)) = last.iter().find(|(other, _)| *other == path) {
+        return Ok(rows.clone());
+    }
+    let rows = Arc::new(read_rows(data_dir, name)?);
+    last.truncate(KEPT_FILES - 1);
+    last.insert(0, (path, rows.clone()));
+    Ok(rows)
+}
+
+/// The rows of a table with a header, as objects of strings, with the lines on which they begin.
+///
+/// Fields are separated by `delimiter`; a field in double quotes may hold it, line ends and doubled quotes (RFC 4180).
+pub fn read_table(data_dir: &Path, name: &str, delimiter: char) -> Result<Vec<(usize, Value)>> {
+    let text = read_text(data_dir, name)?;
+    let mut records = table_records(text.strip_prefix('\u{feff}').unwrap_or(&text), delimiter).into_iter();
+    let (_, header) = records.next().with_context(|| format!("`{name}` is empty; expected a line of column names"))?;
+    records
+        .map(|(line, fields)| {
+            if fields.len() != header.len() {
+                bail!("`{name}` line {line}: {} fields, but {} columns are named", fields.len(), header.len());
+            }
+            let row: serde_json::Map<_, _> =
+                header.iter().cloned().zip(fields.into_iter().map(Value::String)).collect();
+            Ok((line, Value::Object(row)))
+        })
+        .collect()
+}
+
+fn table_records(text: &str, delimiter: char) -> Vec<(usize, Vec<String>)> {
+    let mut records = Vec::new();
+    let (mut fields, mut field) = (Vec::new(), String::new());
+    let (mut line, mut begun, mut quoted) = (1, 1, false);
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        line += usize::from(character == '\n');
+        match character {
+            '"' if quoted && characters.next_if_eq(&'"').is_some() => field.push('"'),
+            '"' if quoted => quoted = false,
+            _ if quoted => field.push(character),
+            '"' if field.is_empty() && delimiter == ',' => quoted = true,
+            '\r' if characters.peek() == Some(&'\n') => {}
+            '\n' => {
+                fields.push(std::mem::take(&mut field));
+                records.push((begun, std::mem::take(&mut fields)));
+                begun = line;
+            }
+            _ if character == delimiter => fields.push(std::mem::take(&mut field)),
+            _ => field.push(character),
+        }
+    }
+    if !field.is_empty() || !fields.is_empty() {
+        fields.push(field);
+        records.push((begun, fields));
+    }
+    records.retain(|(_, fields)| fields.len() > 1 || !fields[0].is_empty());
+    records
 }
 
 /// The rows of JSON lines.
@@ -66,10 +148,14 @@ pub fn string(row: &Value, key: &str) -> Result<String> {
     }
 }
 
+/// A list of strings of a row.
+pub fn strings(row: &Value, key: &str) -> Result<Vec<String>> {
+    serde_json::from_value(row[key].clone()).with_context(|| format!("expected a list of strings under `{key}`"))
+}
+
 /// The choices of a row and the index of the right one.
 pub fn choices(row: &Value) -> Result<(Vec<String>, usize)> {
-    let choices: Vec<String> =
-        serde_json::from_value(row["choices"].clone()).context("expected a list of strings under `choices`")?;
+    let choices = strings(row, "choices")?;
     match row["answer"].as_u64().map(|index| index as usize) {
         Some(index) if index < choices.len() => Ok((choices, index)),
         _ => bail!("expected under `answer` the index of one of the {} choices", choices.len()),
@@ -95,6 +181,15 @@ mod tests {
         assert_eq!(plain, read_rows(folder.path(), "packed.jsonl")?);
         assert_eq!(plain.iter().map(|row| row.0).collect::<Vec<_>>(), [1, 3]);
         Ok(())
+    }
+
+    #[test]
+    fn a_table_may_hold_commas_quotes_and_lines_in_quotes() {
+        let text = "a,b\r\n\"x, \"\"y\"\"\nz\",2\n,\n";
+        let expected = [(1, vec!["a", "b"]), (2, vec!["x, \"y\"\nz", "2"]), (4, vec!["", ""])];
+        let expected = expected.map(|(line, fields)| (line, fields.into_iter().map(str::to_owned).collect::<Vec<_>>()));
+        assert_eq!(table_records(text, ','), expected);
+        assert_eq!(table_records("a\t\"b\n", '\t'), [(1, vec!["a".to_owned(), "\"b".to_owned()])]);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl PythonRandom {
     }
 
     /// A number below `n` (at least 1), by rejection as `_randbelow` does it.
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         debug_assert!(n > 0 && n < u32::MAX as usize, "{n} is out of range");
         let bits = usize::BITS - n.leading_zeros();
         loop {
@@ -150,6 +150,20 @@ impl FewshotSampler {
             Sampler::Default => self.random.sample(self.pool, self.num_fewshot),
         }
     }
+
+    /// The same where the pool holds the evaluated documents: `asked` is no example of itself.
+    ///
+    /// One more is drawn than is needed, the document taken out, and the rest cut to the number.
+    pub fn next_but(&mut self, asked: usize) -> Vec<usize> {
+        if self.num_fewshot == 0 {
+            return Vec::new();
+        }
+        let drawn = match self.sampler {
+            Sampler::FirstN => (0..=self.num_fewshot).collect(),
+            Sampler::Default => self.random.sample(self.pool, self.num_fewshot + 1),
+        };
+        drawn.into_iter().filter(|&index| index != asked).take(self.num_fewshot).collect()
+    }
 }
 
 #[cfg(test)]
@@ -188,6 +202,16 @@ mod tests {
         assert_eq!(random.sample(22, 5), [0, 11, 20, 19, 15]);
         assert_eq!(random.sample(85, 6), [78, 59, 19, 11, 23, 14]);
         assert_eq!(random.sample(86, 6), [1, 64, 62, 31, 8, 85]);
+    }
+
+    #[test]
+    fn a_document_is_no_example_of_itself() {
+        let mut sampler = FewshotSampler::new(Sampler::FirstN, 10, 2);
+        assert_eq!([0, 1, 2, 5].map(|asked| sampler.next_but(asked)), [[1, 2], [0, 2], [0, 1], [0, 1]]);
+        // random.Random(1234).sample(range(10), 3) gives [7, 1, 0], then [1, 0, 9].
+        let mut sampler = FewshotSampler::new(Sampler::Default, 10, 2);
+        assert_eq!(sampler.next_but(7), [1, 0]);
+        assert_eq!(sampler.next_but(5), [1, 0]);
     }
 
     #[test]

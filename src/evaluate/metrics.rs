@@ -1,11 +1,12 @@
 //! From answers to numbers: the metrics of one document.
 
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{
     plan::PlannedTask,
     responses::Response,
-    task::{Document, OutputType, Target},
+    task::{Document, Measure, OutputType, Scores},
 };
 
 /// The scores of one document under one filter.
@@ -15,59 +16,93 @@ pub struct Scored {
     pub filter: &'static str,
     /// What the filter made of the answers, in the harness's form (numbers as strings).
     pub filtered: Value,
-    /// Metrics by name; 0 or 1.
-    pub metrics: Vec<(&'static str, f64)>,
+    /// Metrics by name.
+    pub metrics: Scores,
 }
 
-/// Scores one document under every filter of its task.
-pub fn score(planned: &PlannedTask, document: &Document, responses: &[Response]) -> Vec<Scored> {
+/// Scores one document under every filter of its task. A document with a failed request is wrong.
+///
+/// **Errors**: answers that could not be judged.
+pub fn score(planned: &PlannedTask, document: &Document, responses: &[Response]) -> Result<Vec<Scored>> {
     let spec = planned.spec();
+    let as_given = || responses.iter().map(response_value).collect::<Value>();
+    let failed =
+        |filter: &'static str| Scored { filter, filtered: as_given(), metrics: zeros(planned, document, responses) };
     match spec.output_type {
-        OutputType::MultipleChoice => vec![Scored {
-            filter: spec.filters[0],
-            filtered: responses.iter().map(response_value).collect(),
-            metrics: multiple_choice(document, responses),
-        }],
+        OutputType::MultipleChoice => {
+            let Some(sums) = sums(responses) else { return Ok(vec![failed(spec.filters[0])]) };
+            let metrics = planned.task.score_choices(document, &sums);
+            Ok(vec![Scored { filter: spec.filters[0], filtered: as_given(), metrics }])
+        }
         OutputType::GenerateUntil(_) => {
-            spec.filters.iter().map(|filter| generative(planned, document, responses, filter)).collect()
+            let Some(texts) = texts(responses) else {
+                return Ok(spec.filters.iter().map(|filter| failed(filter)).collect());
+            };
+            let score = |filter: &&'static str| -> Result<Scored> {
+                let filter: &'static str = filter;
+                let answers = planned.task.answers(filter, &texts, document);
+                let metrics = planned.task.score_answers(&answers, document)?;
+                Ok(Scored { filter, filtered: json!(answers), metrics })
+            };
+            spec.filters.iter().map(score).collect()
         }
     }
 }
 
-fn generative(planned: &PlannedTask, document: &Document, responses: &[Response], filter: &'static str) -> Scored {
-    let metric = planned.spec().metrics[0];
-    let Some(Response::Generated { text }) = responses.first() else {
-        let filtered = responses.iter().map(response_value).collect();
-        return Scored { filter, filtered, metrics: vec![(metric, 0.0)] };
+fn sums(responses: &[Response]) -> Option<Vec<f64>> {
+    let sum = |response: &Response| match response {
+        Response::Scored { logprob, .. } => Some(*logprob),
+        _ => None,
     };
-    let answer = planned.task.filter(filter, text, document);
-    let right = planned.task.exact_match(&answer, &document.target.to_string());
-    Scored { filter, filtered: json!([answer]), metrics: vec![(metric, zero_or_one(right))] }
+    responses.iter().map(sum).collect()
 }
 
-/// `acc`: the choice of the highest sum of log-probabilities is right. `acc_norm`: that of the highest sum per
-/// character (code point) of the choice. Ties go to the first. A document with a failed request is wrong.
-fn multiple_choice(document: &Document, responses: &[Response]) -> Vec<(&'static str, f64)> {
-    let sums: Option<Vec<f64>> = responses
-        .iter()
-        .map(|response| match response {
-            Response::Scored { logprob, .. } => Some(*logprob),
-            _ => None,
-        })
-        .collect();
-    let Some(sums) = sums else { return vec![("acc", 0.0), ("acc_norm", 0.0)] };
-    let per_character: Vec<f64> =
-        sums.iter().zip(&document.choices).map(|(sum, choice)| sum / choice.chars().count().max(1) as f64).collect();
-    let is_right = |values: &[f64]| zero_or_one(Some(document.target.clone()) == argmax(values).map(Target::Choice));
-    vec![("acc", is_right(&sums)), ("acc_norm", is_right(&per_character))]
+fn texts(responses: &[Response]) -> Option<Vec<String>> {
+    let text = |response: &Response| match response {
+        Response::Generated { text } => Some(text.clone()),
+        _ => None,
+    };
+    responses.iter().map(text).collect()
 }
 
-fn argmax(values: &[f64]) -> Option<usize> {
+/// What a document is worth that was not answered: nothing.
+fn zeros(planned: &PlannedTask, document: &Document, responses: &[Response]) -> Scores {
+    let like = match planned.spec().output_type {
+        OutputType::MultipleChoice => planned.task.score_choices(document, &vec![0.0; responses.len()]),
+        OutputType::GenerateUntil(_) => Vec::new(),
+    };
+    let nothing = |measure: &Measure| match measure {
+        Measure::Number(_) => Measure::Number(0.0),
+        // The task's own aggregation passes over what does not apply.
+        Measure::Numbers(values) => Measure::Numbers(vec![f64::NAN; values.len()]),
+    };
+    match like.is_empty() {
+        true => planned.spec().metrics.iter().map(|metric| (*metric, Measure::Number(0.0))).collect(),
+        false => like.iter().map(|(metric, measure)| (*metric, nothing(measure))).collect(),
+    }
+}
+
+/// Those of the wanted metrics that compare sums of log-probabilities. Ties go to the first choice.
+///
+/// `acc`: the choice of the highest sum is right. `acc_norm`, `acc_bytes`: that of the highest sum per code point, per
+/// byte of the choice.
+pub fn accuracies(wanted: &[&'static str], document: &Document, sums: &[f64]) -> Scores {
+    let per = |length: fn(&str) -> usize| -> Vec<f64> {
+        sums.iter().zip(&document.choices).map(|(sum, choice)| sum / length(choice).max(1) as f64).collect()
+    };
+    let is_right = |values: &[f64]| Measure::of(argmax(values).is_some_and(|choice| document.target.accepts(choice)));
+    let score = |metric: &&'static str| match *metric {
+        "acc" => Some(("acc", is_right(sums))),
+        "acc_norm" => Some(("acc_norm", is_right(&per(|choice| choice.chars().count())))),
+        "acc_bytes" => Some(("acc_bytes", is_right(&per(str::len)))),
+        _ => None,
+    };
+    wanted.iter().filter_map(score).collect()
+}
+
+/// The index of the greatest value; the first of equals.
+pub fn argmax(values: &[f64]) -> Option<usize> {
     (0..values.len()).reduce(|best, index| if values[index] > values[best] { index } else { best })
-}
-
-fn zero_or_one(right: bool) -> f64 {
-    f64::from(u8::from(right))
 }
 
 /// An answer as sample files hold it: numbers and truth values as Python prints them.
@@ -83,14 +118,8 @@ pub fn response_value(response: &Response) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Result;
-
     use super::*;
-    use crate::evaluate::{
-        plan::{Plan, PlanOptions},
-        prompt::PromptStyle,
-        shared_fixtures,
-    };
+    use crate::evaluate::task::Target;
 
     fn asked(choices: [&str; 2], gold: usize) -> Document {
         Document {
@@ -102,50 +131,25 @@ mod tests {
         }
     }
 
-    fn sums(values: [f64; 2]) -> Vec<Response> {
-        values.iter().map(|&logprob| Response::Scored { logprob, is_greedy: false }).collect()
+    fn numbers(scores: &Scores) -> Vec<f64> {
+        scores.iter().filter_map(|(_, measure)| measure.number()).collect()
     }
 
     #[test]
-    fn acc_norm_divides_by_code_points_and_ties_go_to_the_first() {
-        // 8 bytes but 4 characters: by bytes the second choice would win.
+    fn acc_norm_divides_by_code_points_acc_bytes_by_bytes_and_ties_go_to_the_first() {
+        let wanted = ["acc", "acc_norm", "acc_bytes"];
+        // 8 bytes but 4 characters: by bytes the first choice wins.
         let document = asked(["éééé", "abcdef"], 1);
-        assert_eq!(multiple_choice(&document, &sums([-8.0, -9.0])), [("acc", 0.0), ("acc_norm", 1.0)]);
+        assert_eq!(numbers(&accuracies(&wanted, &document, &[-8.0, -9.0])), [0.0, 1.0, 0.0]);
         let document = asked(["ab", "cd"], 0);
-        assert_eq!(multiple_choice(&document, &sums([-1.0, -1.0])), [("acc", 1.0), ("acc_norm", 1.0)]);
+        assert_eq!(numbers(&accuracies(&wanted, &document, &[-1.0, -1.0])), [1.0, 1.0, 1.0]);
     }
 
     #[test]
-    fn a_failed_choice_makes_the_document_wrong() {
-        let mut responses = sums([-1.0, -2.0]);
-        responses[1] = Response::Failed { error: "too long".into() };
-        assert_eq!(multiple_choice(&asked(["a", "b"], 0), &responses), [("acc", 0.0), ("acc_norm", 0.0)]);
-    }
-
-    /// Catches: another argmax, length or gold index than the harness's.
-    #[test]
-    fn multiple_choice_scores_equal_those_of_the_harness() -> Result<()> {
-        let Some(golden) = shared_fixtures::golden("scoring.json")? else { return Ok(()) };
-        let data_dir = shared_fixtures::benchmarks().expect("the golden file is there, so the folder is");
-        let mut compared = 0;
-        for row in golden["multiple_choice"].as_array().expect("a list of rows") {
-            let task = row["task"].as_str().expect("a task name");
-            if !task.starts_with("arc_") {
-                continue;
-            }
-            let options =
-                PlanOptions { data_dir: data_dir.clone(), limit: 0, num_fewshot: None, style: PromptStyle::plain() };
-            let plan = Plan::new(&[task.to_owned()], options)?;
-            let document = &plan.tasks[0].documents[row["doc_id"].as_u64().expect("an index") as usize];
-            let sums: Vec<f64> = serde_json::from_value(row["loglikelihoods"].clone())?;
-            let responses: Vec<_> =
-                sums.iter().map(|&logprob| Response::Scored { logprob, is_greedy: false }).collect();
-            for (metric, value) in multiple_choice(document, &responses) {
-                assert_eq!(Some(value), row["metrics"][metric].as_f64(), "{row}");
-            }
-            compared += 1;
-        }
-        assert!(compared >= 6, "only {compared} rows were compared");
-        Ok(())
+    fn any_of_several_right_choices_counts() {
+        let mut document = asked(["ab", "cd"], 0);
+        document.target = Target::Choices(vec![1]);
+        assert_eq!(numbers(&accuracies(&["acc"], &document, &[-1.0, -0.5])), [1.0]);
+        assert_eq!(numbers(&accuracies(&["acc"], &document, &[-0.1, -0.5])), [0.0]);
     }
 }

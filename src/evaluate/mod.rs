@@ -5,11 +5,12 @@
 //! layout) and `evaluate/comparison.json`. *Rejects* requests that a model cannot serve: they count as wrong answers.
 //! *Resumes* at the first answer that is not on disk; a finished evaluation of the same model and items is kept.
 
-mod arc;
 pub mod compare;
 mod data;
 mod fewshot;
-mod gsm8k;
+pub mod golden;
+mod groups;
+pub mod ifeval;
 mod metrics;
 pub mod plan;
 pub mod primer;
@@ -24,6 +25,7 @@ mod stage;
 pub mod stats;
 pub mod table;
 pub mod task;
+pub mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -65,6 +67,12 @@ pub struct EvaluateArgs {
     /// Render prompts with the model's chat template.
     #[arg(long)]
     pub apply_chat_template: bool,
+    /// Compare prompts, scores and verdicts with a folder of files that lm-evaluation-harness made.
+    #[arg(long, value_name = "DIR", requires = "benchmarks", conflicts_with_all = ["model", "tasks"])]
+    pub check_golden: Option<PathBuf>,
+    /// Folder with the benchmarks' files, for --check-golden.
+    #[arg(long, value_name = "DIR", requires = "check_golden")]
+    pub benchmarks: Option<PathBuf>,
 }
 
 /// Which model of a run is evaluated.

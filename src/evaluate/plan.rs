@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use super::{
     fewshot::FewshotSampler,
     prompt::{self, Context, PromptStyle},
-    task::{self, Document, Split, Task, TaskSpec},
+    task::{Document, OutputType, Split, Task, TaskSpec},
+    tasks::{self, Group, Named},
 };
 use crate::error::usage;
 
@@ -34,14 +35,42 @@ pub struct PlannedTask {
     pub original: usize,
     /// The documents that are evaluated; the index is the `doc_id`.
     pub documents: Vec<Document>,
-    /// What stands before the answer, per document.
-    pub contexts: Vec<Context>,
+    /// What stands before the answer, per document: one context, or one per choice where choices are contexts.
+    pub contexts: Vec<Vec<Context>>,
 }
 
 impl PlannedTask {
+    /// Reads a task's documents and assembles their prompts.
+    ///
+    /// **Errors**: usage, for more examples than the task has; a file that is missing or damaged.
+    pub fn new(task: &'static dyn Task, options: &PlanOptions) -> Result<Self> {
+        let own = task.spec().num_fewshot;
+        let num_fewshot = options.num_fewshot.filter(|_| !task.fixed_fewshot()).unwrap_or(own);
+        let split = task.load(&options.data_dir, num_fewshot > 0 && !task.pool_is_test())?;
+        plan_task(task, split, num_fewshot, options.limit, &options.style)
+    }
+
     /// The constant part of the task.
     pub fn spec(&self) -> &'static TaskSpec {
         self.task.spec()
+    }
+
+    /// Requests of a document: one per choice, or one per answer.
+    pub fn requests(&self, doc_id: usize) -> usize {
+        match self.spec().output_type {
+            OutputType::MultipleChoice => self.documents[doc_id].choices.len(),
+            OutputType::GenerateUntil(_) => self.task.repeats(),
+        }
+    }
+
+    /// What stands before the answer of a request.
+    pub fn context(&self, doc_id: usize, idx: usize) -> &Context {
+        &self.contexts[doc_id][self.context_index(idx)]
+    }
+
+    /// Which of a document's contexts a request has.
+    pub fn context_index(&self, idx: usize) -> usize {
+        if self.task.multiple_inputs() { idx } else { 0 }
     }
 }
 
@@ -58,8 +87,10 @@ pub struct SkippedTask {
 pub struct Plan {
     /// The tasks in the order asked for.
     pub tasks: Vec<PlannedTask>,
-    /// Tasks whose data is not there or is damaged.
+    /// Tasks whose data is not there or is damaged, or whose answers cannot be scored here.
     pub skipped: Vec<SkippedTask>,
+    /// The groups that were asked for, with the groups within them.
+    pub groups: Vec<&'static Group>,
     /// First so many documents of every task; 0 took all.
     pub limit: usize,
     /// Form of the prompts.
@@ -72,18 +103,21 @@ impl Plan {
     /// **Errors**: usage, for an unknown task or more examples than a task has. A task whose data cannot be read is
     /// no error but listed as skipped.
     pub fn new(names: &[String], options: PlanOptions) -> Result<Self> {
+        let mut plan = Self {
+            tasks: Vec::new(),
+            skipped: Vec::new(),
+            groups: Vec::new(),
+            limit: options.limit,
+            style: options.style.clone(),
+        };
         let mut chosen: Vec<&'static dyn Task> = Vec::new();
         for name in names {
-            let task = task::find(name)?;
-            if !chosen.iter().any(|other| other.spec().name == task.spec().name) {
-                chosen.push(task);
-            }
+            choose(name, &mut chosen, &mut plan.groups)?;
         }
-        let mut plan = Self { tasks: Vec::new(), skipped: Vec::new(), limit: options.limit, style: options.style };
         for task in chosen {
-            let num_fewshot = options.num_fewshot.unwrap_or(task.spec().num_fewshot);
-            match task.load(&options.data_dir, num_fewshot > 0) {
-                Ok(split) => plan.tasks.push(plan_task(task, split, num_fewshot, options.limit, &plan.style)?),
+            match task.check_scoring().and_then(|()| PlannedTask::new(task, &options)) {
+                Ok(planned) => plan.tasks.push(planned),
+                Err(error) if crate::error::exit_code(&error) == 2 => return Err(error),
                 Err(error) => {
                     let reason = format!("{error:#}");
                     plan.skipped.push(SkippedTask { task: task.spec().name.to_owned(), reason });
@@ -107,6 +141,26 @@ impl Plan {
     }
 }
 
+/// Adds a task, or the tasks of a group, that are not chosen yet.
+fn choose(name: &str, chosen: &mut Vec<&'static dyn Task>, groups: &mut Vec<&'static Group>) -> Result<()> {
+    match tasks::named(name)? {
+        Named::Task(task) => {
+            if !chosen.iter().any(|other| other.spec().name == task.spec().name) {
+                chosen.push(task);
+            }
+        }
+        Named::Group(group) => {
+            if !groups.iter().any(|other| other.name == group.name) {
+                groups.push(group);
+            }
+            for member in &group.members {
+                choose(member, chosen, groups)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn plan_task(
     task: &'static dyn Task,
     split: Split,
@@ -114,12 +168,17 @@ fn plan_task(
     limit: usize,
     style: &PromptStyle,
 ) -> Result<PlannedTask> {
-    let Split { mut documents, fewshot_pool } = split;
-    if num_fewshot > fewshot_pool.len() {
+    let Split { mut documents, mut fewshot_pool } = split;
+    if task.pool_is_test() && num_fewshot > 0 {
+        fewshot_pool.clone_from(&documents);
+    }
+    // Of the evaluated documents, the one that is asked is no example.
+    let choosable = fewshot_pool.len().saturating_sub(usize::from(task.pool_is_test()));
+    if num_fewshot > choosable {
         return Err(usage(format!(
             "{num_fewshot} examples were asked for, but task `{}` has {} to choose from",
             task.spec().name,
-            fewshot_pool.len()
+            choosable
         )));
     }
     let original = documents.len();
@@ -129,9 +188,11 @@ fn plan_task(
     let mut sampler = FewshotSampler::new(task.spec().sampler, fewshot_pool.len(), num_fewshot);
     let contexts = documents
         .iter()
-        .map(|document| {
-            let shots: Vec<_> = sampler.next_document().into_iter().map(|index| &fewshot_pool[index]).collect();
-            prompt::assemble(&shots, document, style)
+        .enumerate()
+        .map(|(doc_id, document)| {
+            let drawn = if task.pool_is_test() { sampler.next_but(doc_id) } else { sampler.next_document() };
+            let shots: Vec<_> = drawn.into_iter().map(|index| &fewshot_pool[index]).collect();
+            prompt::contexts(task, &shots, document, style)
         })
         .collect();
     Ok(PlannedTask { task, num_fewshot, original, documents, contexts })
@@ -182,7 +243,7 @@ mod tests {
         let texts: Vec<_> = plan.tasks[0]
             .contexts
             .iter()
-            .map(|context| match context {
+            .map(|contexts| match &contexts[0] {
                 Context::Text(text) => text.split("\n\n").map(str::to_owned).collect::<Vec<_>>(),
                 Context::Messages(_) => panic!("a plain style gives text"),
             })

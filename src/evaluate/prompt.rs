@@ -1,6 +1,6 @@
 //! Prompt assembly as lm-evaluation-harness does it: plain text, or messages for a chat template.
 
-use super::task::Document;
+use super::task::{Document, Target, Task};
 use crate::language_model::Message;
 
 /// Stands between a question and its answer, and before a continuation.
@@ -36,61 +36,153 @@ impl PromptStyle {
 pub enum Context {
     /// Plain text.
     Text(String),
-    /// A conversation that ends in a user turn.
+    /// A conversation that ends in a user turn, or in the beginning of the answer.
     Messages(Vec<Message>),
 }
 
-/// The context of one document with its examples.
-pub fn assemble(shots: &[&Document], document: &Document, style: &PromptStyle) -> Context {
-    let system = style.system_instruction.as_deref().unwrap_or_default();
+impl Context {
+    /// The beginning of the answer, where the conversation ends in one.
+    pub fn open_answer(&self) -> Option<&str> {
+        match self {
+            Context::Text(_) => None,
+            Context::Messages(turns) => {
+                turns.last().filter(|turn| turn.role == ASSISTANT).map(|turn| turn.content.as_str())
+            }
+        }
+    }
+}
+
+const ASSISTANT: &str = "assistant";
+
+/// A turn, and what follows it where turns are joined to plain text.
+struct Turn {
+    message: Message,
+    delimiter: String,
+}
+
+/// What stands between and around the questions of a prompt.
+struct Form<'a> {
+    target_delimiter: &'a str,
+    fewshot_delimiter: &'a str,
+}
+
+impl Form<'_> {
+    /// A question with its answer, with the beginning of one, or alone.
+    fn turns(&self, question: &str, gen_prefix: Option<&str>, answer: &str) -> Vec<Turn> {
+        let gen_prefix = gen_prefix.unwrap_or_default();
+        let delimiter = match (answer.is_empty(), gen_prefix.is_empty()) {
+            (false, true) => self.target_delimiter,
+            (_, false) if !question.is_empty() && !joined_by_space(question, gen_prefix) => self.target_delimiter,
+            _ => "",
+        };
+        let mut turns = vec![Turn { message: Message::user(question), delimiter: delimiter.to_owned() }];
+        if !answer.is_empty() {
+            let answer = Message::assistant(delimited(gen_prefix, answer, " "));
+            turns.push(Turn { message: answer, delimiter: self.fewshot_delimiter.to_owned() });
+        } else if !gen_prefix.is_empty() {
+            turns.push(Turn { message: Message::assistant(gen_prefix), delimiter: String::new() });
+        }
+        turns
+    }
+}
+
+/// Whether white space stands where two texts meet.
+fn joined_by_space(first: &str, second: &str) -> bool {
+    first.ends_with(char::is_whitespace) || second.starts_with(char::is_whitespace)
+}
+
+/// Two texts with a delimiter between them, unless one is empty or white space stands there already.
+fn delimited(first: &str, second: &str, delimiter: &str) -> String {
+    if first.is_empty() || second.is_empty() || joined_by_space(first, second) {
+        format!("{first}{second}")
+    } else {
+        format!("{first}{delimiter}{second}")
+    }
+}
+
+/// The contexts of one document with its examples: one, or one per choice where the choices are contexts.
+pub fn contexts(task: &dyn Task, shots: &[&Document], document: &Document, style: &PromptStyle) -> Vec<Context> {
+    let form = Form { target_delimiter: task.target_delimiter(), fewshot_delimiter: task.fewshot_delimiter() };
+    let instruction = style.system_instruction.as_deref().unwrap_or_default();
+    let system = delimited(instruction, &task.description(document), form.fewshot_delimiter);
+    let gen_prefix = task.gen_prefix(document);
+    let questions = if task.multiple_inputs() { &document.choices[..] } else { std::slice::from_ref(&document.text) };
+    questions
+        .iter()
+        .map(|question| {
+            let mut turns = Vec::new();
+            for shot in shots {
+                turns.extend(form.turns(&shot.text, task.gen_prefix(shot).as_deref(), &shot.shot_answer));
+            }
+            // The choices' contexts stand as they are.
+            let form =
+                Form { target_delimiter: if task.multiple_inputs() { "" } else { form.target_delimiter }, ..form };
+            turns.extend(form.turns(question, gen_prefix.as_deref(), ""));
+            shaped(&system, turns, style)
+        })
+        .collect()
+}
+
+fn shaped(system: &str, mut turns: Vec<Turn>, style: &PromptStyle) -> Context {
     if !style.chat {
-        return Context::Text(format!("{system}{}", join_plain(shots, document)));
+        return Context::Text(format!("{system}{}", joined(&turns)));
     }
     let mut messages = Vec::new();
     if !system.is_empty() {
         messages.push(Message::system(system));
     }
     if style.fewshot_as_multiturn {
-        for shot in shots {
-            messages.push(Message::user(shot.text.clone()));
-            messages.push(Message::assistant(shot.shot_answer.clone()));
-        }
-        messages.push(Message::user(document.text.clone()));
-    } else {
-        messages.push(Message::user(join_plain(shots, document)));
+        messages.extend(turns.into_iter().map(|turn| turn.message));
+        return Context::Messages(messages);
     }
+    let open = turns.pop_if(|turn| turn.message.role == ASSISTANT);
+    if let Some(last) = turns.last_mut() {
+        last.delimiter.clear();
+    }
+    messages.push(Message::user(joined(&turns)));
+    messages.extend(open.map(|turn| turn.message));
     Context::Messages(messages)
 }
 
-fn join_plain(shots: &[&Document], document: &Document) -> String {
-    let mut text = String::new();
-    for shot in shots {
-        text += &shot.text;
-        text += TARGET_DELIMITER;
-        text += &shot.shot_answer;
-        text += FEWSHOT_DELIMITER;
-    }
-    text + &document.text
+fn joined(turns: &[Turn]) -> String {
+    turns.iter().map(|turn| format!("{}{}", turn.message.content, turn.delimiter)).collect()
 }
 
-/// The text that is scored for a choice. Under a chat template no delimiter opens an assistant's turn.
-pub fn continuation(choice: &str, style: &PromptStyle) -> String {
-    if style.chat { choice.to_owned() } else { format!("{TARGET_DELIMITER}{choice}") }
+/// The text that is scored for a choice. Under a chat template no delimiter opens an assistant's turn, unless one goes
+/// on there.
+pub fn continuation(task: &dyn Task, document: &Document, idx: usize, style: &PromptStyle) -> String {
+    let choice = match &document.target {
+        Target::Text(text) if task.multiple_inputs() => text,
+        _ => &document.choices[idx],
+    };
+    let goes_on = task.gen_prefix(document).is_some_and(|prefix| !prefix.ends_with(char::is_whitespace));
+    let delimiter = if style.chat && !goes_on { "" } else { task.target_delimiter() };
+    format!("{delimiter}{choice}")
+}
+
+/// A rendered conversation, cut where its open answer ends.
+///
+/// `None`: the template does not write the answer's beginning. **Source**: transformers' `continue_final_message`.
+pub fn left_open(rendered: &str, answer: &str) -> Option<String> {
+    let start = rendered.rfind(answer.trim())?;
+    let whole = answer.trim_start();
+    let kept = if rendered[start..].starts_with(whole) { whole } else { answer.trim() };
+    Some(rendered[..start + kept.len()].to_owned())
+}
+
+/// The context of a question that comes without a description, in the usual form.
+#[cfg(test)]
+pub fn assemble(shots: &[&Document], document: &Document, style: &PromptStyle) -> Context {
+    let mut contexts = contexts(&super::primer::Primer, shots, document, style);
+    contexts.remove(0)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
-    use anyhow::{Context as _, Result};
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
-    use crate::evaluate::{
-        plan::{Plan, PlanOptions},
-        shared_fixtures,
-        task::{OutputType, Target},
-    };
+    use crate::evaluate::primer::PrimerMc;
 
     fn document(question: &str, answer: &str) -> Document {
         Document {
@@ -98,7 +190,7 @@ mod tests {
             text: format!("Question: {question}\nAnswer:"),
             target: Target::Text(answer.into()),
             shot_answer: answer.into(),
-            choices: Vec::new(),
+            choices: vec![answer.into()],
         }
     }
 
@@ -122,78 +214,25 @@ mod tests {
             turns,
             [("user", "Question: 1+1?\nAnswer:"), ("assistant", "2"), ("user", "Question: 2+2?\nAnswer:")]
         );
-        assert_eq!(continuation("4", &PromptStyle::chat()), "4");
-        assert_eq!(continuation("4", &PromptStyle::plain()), " 4");
+        assert_eq!(continuation(&PrimerMc, &asked, 0, &PromptStyle::chat()), "4");
+        assert_eq!(continuation(&PrimerMc, &asked, 0, &PromptStyle::plain()), " 4");
     }
 
-    /// The template that the golden prompts were rendered with.
-    fn chatml(messages: &[Message]) -> String {
-        let mut text = String::new();
-        for message in messages {
-            text += &format!("<|im_start|>{}\n{}<|im_end|>\n", message.role, message.content);
-        }
-        text + "<|im_start|>assistant\n"
-    }
-
-    /// Catches: a different few-shot draw, delimiter, template or stop string than the harness's.
     #[test]
-    fn prompts_equal_those_of_the_harness_byte_for_byte() -> Result<()> {
-        let Some(golden) = shared_fixtures::golden("prompts.json")? else { return Ok(()) };
-        let data_dir = shared_fixtures::benchmarks().context("the golden file is there, so the folder is")?;
-        let mut plans: HashMap<String, Plan> = HashMap::new();
-        let mut compared = 0;
-        for case in golden["prompts"].as_array().context("a list of prompts")? {
-            let task = case["task"].as_str().context("a task name")?;
-            if !["gsm8k", "arc_easy", "arc_challenge"].contains(&task) {
-                continue;
-            }
-            let style = PromptStyle {
-                chat: !case["chat_template"].is_null(),
-                fewshot_as_multiturn: case["fewshot_as_multiturn"].as_bool().unwrap_or(false),
-                system_instruction: case["system_instruction"].as_str().map(str::to_owned),
-            };
-            let num_fewshot = case["num_fewshot"].as_u64().context("a number")? as usize;
-            let options = PlanOptions { data_dir: data_dir.clone(), limit: 8, num_fewshot: Some(num_fewshot), style };
-            let key = format!("{task} {options:?}");
-            let plan = match plans.entry(key) {
-                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(Plan::new(&[task.to_owned()], options)?)
-                }
-            };
-            compared += compare_case(case, plan)?;
-        }
-        assert!(compared >= 24, "only {compared} requests were compared");
-        Ok(())
+    fn white_space_at_a_joint_takes_the_place_of_the_delimiter() {
+        assert_eq!(delimited("You are kind.", "Be brief.\n\n", "\n\n"), "You are kind.\n\nBe brief.\n\n");
+        assert_eq!(delimited("You are kind. ", "Be brief.", "\n\n"), "You are kind. Be brief.");
+        assert_eq!(delimited("", "x", " "), "x");
+        let form = Form { target_delimiter: " ", fewshot_delimiter: "\n\n" };
+        assert_eq!(joined(&form.turns("Q?", Some("The answer is"), "B")), "Q? The answer is B\n\n");
+        assert_eq!(joined(&form.turns("Q?", Some("\n```\n"), "x")), "Q?\n```\nx\n\n");
+        assert_eq!(joined(&form.turns("Q?", None, "")), "Q?");
     }
 
-    fn compare_case(case: &Value, plan: &Plan) -> Result<usize> {
-        let planned = &plan.tasks[0];
-        assert_eq!(case["num_docs"], json!(planned.original));
-        let requests = case["requests"].as_array().context("a list of requests")?;
-        for request in requests {
-            let doc_id = request["doc_id"].as_u64().context("a number")? as usize;
-            let idx = request["idx"].as_u64().context("a number")? as usize;
-            let text = match &planned.contexts[doc_id] {
-                Context::Text(text) => text.clone(),
-                Context::Messages(messages) => chatml(messages),
-            };
-            let place = format!("{} document {doc_id}", planned.spec().name);
-            assert_eq!(request["args"][0], json!(text), "{place}");
-            match planned.spec().output_type {
-                OutputType::GenerateUntil(generation) => {
-                    assert_eq!(request["args"][1]["until"], json!(generation.stop_strings(plan.style.chat)), "{place}");
-                }
-                OutputType::MultipleChoice => {
-                    let choice = continuation(&planned.documents[doc_id].choices[idx], &plan.style);
-                    assert_eq!(request["args"][1], json!(choice), "{place}");
-                }
-            }
-        }
-        for (target, document) in case["targets"].as_array().context("targets")?.iter().zip(&planned.documents) {
-            let expected = target.as_str().map_or_else(|| target.to_string(), str::to_owned);
-            assert_eq!(document.target.to_string(), expected);
-        }
-        Ok(requests.len())
+    #[test]
+    fn an_open_answer_is_cut_after_its_text_and_its_white_space_if_the_template_keeps_it() {
+        assert_eq!(left_open("U\nA: so\n<end>", "so\n").as_deref(), Some("U\nA: so\n"));
+        assert_eq!(left_open("U\nA: so<end>", "so\n").as_deref(), Some("U\nA: so"));
+        assert_eq!(left_open("U\nA: <end>", "so"), None);
     }
 }

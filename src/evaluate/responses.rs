@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     plan::{Plan, PlannedTask},
     prompt::{self, Context},
-    task::{Generation, OutputType},
+    task::{Generation, OutputType, Task},
 };
 use crate::{
     chat_template::encode_prompt,
@@ -66,8 +66,8 @@ struct ResponseLine {
 
 /// All answers to a plan.
 pub struct Answers {
-    /// Rendered contexts, `[task][doc_id]`.
-    pub contexts: Vec<Vec<String>>,
+    /// Rendered contexts, `[task][doc_id]`; one, or one per choice where the choices are contexts.
+    pub contexts: Rendered,
     /// Answers, `[task][doc_id][idx]`.
     pub responses: Vec<Vec<Vec<Response>>>,
 }
@@ -83,6 +83,9 @@ impl Answers {
         (usize::from(first.is_some()) + errors.count(), first)
     }
 }
+
+/// Contexts as text, `[task][doc_id][choice]`.
+pub type Rendered = Vec<Vec<Vec<String>>>;
 
 /// One request of the work list.
 struct Asked {
@@ -121,43 +124,76 @@ pub fn answer(plan: &Plan, folder: &Path, model_key: &str, model: &mut dyn Langu
     Ok(Answers { contexts, responses: nested })
 }
 
-/// The text before every answer, `[task][doc_id]`.
-fn render(plan: &Plan, model: &dyn LanguageModel) -> Result<Vec<Vec<String>>> {
-    let template = model.chat_template();
-    let render_one = |context: &Context| match (context, template) {
-        (Context::Text(text), _) => Ok(text.clone()),
-        (Context::Messages(messages), Some(template)) => template.render(messages, true),
-        (Context::Messages(_), None) => Err(usage(format!(
-            "`{}` has no chat template; leave out --apply-chat-template (evaluate.apply_chat_template = false)",
-            model.identity().name
-        ))),
-    };
-    plan.tasks.iter().map(|planned| planned.contexts.iter().map(render_one).collect()).collect()
+/// The text before every answer.
+fn render(plan: &Plan, model: &dyn LanguageModel) -> Result<Rendered> {
+    let render_document = |contexts: &Vec<Context>| contexts.iter().map(|it| render_one(it, model)).collect();
+    plan.tasks.iter().map(|planned| planned.contexts.iter().map(render_document).collect()).collect()
 }
 
-fn work_list(plan: &Plan, contexts: &[Vec<String>], model_key: &str) -> Vec<Asked> {
+fn render_one(context: &Context, model: &dyn LanguageModel) -> Result<String> {
+    let messages = match context {
+        Context::Text(text) => return Ok(text.clone()),
+        Context::Messages(messages) => messages,
+    };
+    let Some(template) = model.chat_template() else {
+        return Err(usage(format!(
+            "`{}` has no chat template; leave out --apply-chat-template (evaluate.apply_chat_template = false)",
+            model.identity().name
+        )));
+    };
+    let open = context.open_answer();
+    // A template that refuses a system turn is given the conversation without it.
+    let rendered = template.render(messages, open.is_none()).or_else(|error| {
+        let rest: Vec<_> = messages.iter().filter(|turn| turn.role != "system").cloned().collect();
+        if rest.len() == messages.len() { Err(error) } else { template.render(&rest, open.is_none()) }
+    })?;
+    match open {
+        None => Ok(rendered),
+        Some(answer) => prompt::left_open(&rendered, answer)
+            .with_context(|| format!("the chat template does not write the answer's beginning `{answer}`")),
+    }
+}
+
+fn work_list(plan: &Plan, contexts: &Rendered, model_key: &str) -> Vec<Asked> {
     let mut work = Vec::new();
     for (task, planned) in plan.tasks.iter().enumerate() {
         for (doc_id, document) in planned.documents.iter().enumerate() {
-            let context = contexts[task][doc_id].as_str();
-            let mut add = |idx, wanted: &str| {
-                let hash = seed::record_id(&[model_key, planned.spec().output_type.name(), context, wanted]);
-                work.push(Asked { task, doc_id, idx, hash });
-            };
-            match planned.spec().output_type {
-                OutputType::GenerateUntil(generation) => {
-                    let stop = generation.stop_strings(plan.style.chat);
-                    add(0, &format!("{stop:?} {}", generation.max_gen_toks));
-                }
-                OutputType::MultipleChoice => {
-                    for (idx, choice) in document.choices.iter().enumerate() {
-                        add(idx, &prompt::continuation(choice, &plan.style));
+            for idx in 0..planned.requests(doc_id) {
+                let context = contexts[task][doc_id][planned.context_index(idx)].as_str();
+                let wanted = match planned.spec().output_type {
+                    OutputType::GenerateUntil(generation) => {
+                        let stop = generation.stop_strings(plan.style.chat);
+                        // What is drawn at random depends on the draw; a greedy answer is the same whichever it is.
+                        let sampling = sampling_params(planned.task, generation, stop, idx);
+                        let drawn = if sampling.temperature > 0.0 {
+                            format!(" {} {} {idx}", sampling.temperature, sampling.top_p)
+                        } else {
+                            String::new()
+                        };
+                        format!("{stop:?} {}{drawn}", generation.max_gen_toks)
                     }
-                }
+                    OutputType::MultipleChoice => prompt::continuation(planned.task, document, idx, &plan.style),
+                };
+                let hash = seed::record_id(&[model_key, planned.spec().output_type.name(), context, &wanted]);
+                work.push(Asked { task, doc_id, idx, hash });
             }
         }
     }
     work
+}
+
+/// How answer `idx` to a document is written; a seed of its own makes each answer another draw.
+fn sampling_params(task: &dyn Task, generation: Generation, stop: &[&str], idx: usize) -> SamplingParams {
+    let number = |key: &str| task.generation_kwargs().and_then(|kwargs| kwargs[key].as_f64());
+    let does_sample = task.generation_kwargs().is_some_and(|kwargs| kwargs["do_sample"] == true);
+    SamplingParams {
+        max_new_tokens: generation.max_gen_toks,
+        temperature: if does_sample { number("temperature").unwrap_or(1.0) as f32 } else { 0.0 },
+        top_p: number("top_p").filter(|_| does_sample).unwrap_or(1.0) as f32,
+        seed: idx as u64,
+        stop: stop.iter().map(|&text| text.to_owned()).collect(),
+        ..SamplingParams::default()
+    }
 }
 
 /// The answers so far, in memory and on disk.
@@ -226,7 +262,7 @@ impl Book {
 /// Asks the requests at `positions`, all of one task.
 fn ask(
     plan: &Plan,
-    contexts: &[Vec<String>],
+    contexts: &Rendered,
     work: &[Asked],
     positions: &[usize],
     model: &mut dyn LanguageModel,
@@ -240,8 +276,9 @@ fn ask(
                 .iter()
                 .map(|&position| {
                     let asked = &work[position];
-                    let text = &contexts[asked.task][asked.doc_id];
-                    generation_request(position, &planned.contexts[asked.doc_id], text, generation, stop, model)
+                    let text = &contexts[asked.task][asked.doc_id][0];
+                    let sampling = sampling_params(planned.task, generation, stop, asked.idx);
+                    generation_request(position, planned.context(asked.doc_id, asked.idx), text, sampling, model)
                 })
                 .collect::<Result<Vec<_>>>()?;
             model.generate(&mut requests.into_iter(), &mut |completion| {
@@ -254,7 +291,8 @@ fn ask(
             for &position in positions {
                 let asked = &work[position];
                 let choice = choice_text(plan, planned, asked);
-                match score_request(position, &contexts[asked.task][asked.doc_id], &choice, model)? {
+                let context = &contexts[asked.task][asked.doc_id][planned.context_index(asked.idx)];
+                match score_request(position, context, &choice, model)? {
                     Ok(request) => requests.push(request),
                     Err(error) => book.put(plan, work, position, Response::Failed { error })?,
                 }
@@ -268,7 +306,7 @@ fn ask(
 }
 
 fn choice_text(plan: &Plan, planned: &PlannedTask, asked: &Asked) -> String {
-    prompt::continuation(&planned.documents[asked.doc_id].choices[asked.idx], &plan.style)
+    prompt::continuation(planned.task, &planned.documents[asked.doc_id], asked.idx, &plan.style)
 }
 
 fn position_of(id: &str) -> Result<usize> {
@@ -280,25 +318,23 @@ fn generation_request(
     position: usize,
     context: &Context,
     text: &str,
-    generation: Generation,
-    stop: &[&str],
+    mut sampling: SamplingParams,
     model: &dyn LanguageModel,
 ) -> Result<Request> {
     let limit = model.max_model_len();
-    let max_new_tokens = generation.max_gen_toks.min(limit / 2).max(1);
+    sampling.max_new_tokens = sampling.max_new_tokens.min(limit / 2).max(1);
     let is_chat = matches!(context, Context::Messages(_));
     let tokenizer = model.tokenizer();
     let ids = if is_chat { encode_prompt(tokenizer, text)? } else { tokenizer.encode(text, true)? };
     let prompt = match context {
-        _ if ids.len() + max_new_tokens > limit => {
-            let keep = limit.saturating_sub(max_new_tokens).max(1).min(ids.len());
+        _ if ids.len() + sampling.max_new_tokens > limit => {
+            let keep = limit.saturating_sub(sampling.max_new_tokens).max(1).min(ids.len());
             Prompt::TokenIds(ids[ids.len() - keep..].to_vec())
         }
         Context::Text(text) => Prompt::Text(text.clone()),
-        Context::Messages(messages) => Prompt::Messages(messages.clone()),
+        // Rendered here: the engine would close an answer that is left open, and knows no way round a refused turn.
+        Context::Messages(_) => Prompt::TokenIds(ids),
     };
-    let stop = stop.iter().map(|&text| text.to_owned()).collect();
-    let sampling = SamplingParams { max_new_tokens, temperature: 0.0, seed: 0, stop, ..SamplingParams::default() };
     Ok(Request { id: position.to_string(), prompt, sampling })
 }
 
@@ -398,7 +434,8 @@ mod tests {
         model.max_model_len = 50;
         let generation = Generation { until: &["\n"], until_chat: &[], max_gen_toks: 20 };
         let text = format!("{}end", "x".repeat(200));
-        let request = generation_request(0, &Context::Text(text.clone()), &text, generation, &["\n"], &model)?;
+        let sampling = sampling_params(&crate::evaluate::primer::Primer, generation, &["\n"], 0);
+        let request = generation_request(0, &Context::Text(text.clone()), &text, sampling, &model)?;
         let Prompt::TokenIds(ids) = request.prompt else { panic!("a cut prompt is token ids") };
         assert_eq!((ids.len(), request.sampling.max_new_tokens), (30, 20));
         assert!(model.tokenizer().decode(&ids, false)?.ends_with("end"));

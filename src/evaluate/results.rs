@@ -14,12 +14,12 @@ use sha2::{Digest, Sha256};
 
 use super::{
     fewshot::FEWSHOT_SEED,
+    groups,
     metrics::{self, Scored},
     plan::{Plan, PlannedTask},
     prompt,
     responses::Answers,
-    stats,
-    task::{OutputType, Sampler},
+    task::{Measure, OutputType, Sampler},
 };
 use crate::{
     language_model::LanguageModel,
@@ -114,6 +114,9 @@ pub fn evaluation_hash(plan: &Plan, model_key: &str) -> String {
     add(&format!("{:?} {:?}", plan.style, plan.skipped));
     for planned in &plan.tasks {
         add(&format!("{:?} {} {}", planned.spec(), planned.num_fewshot, planned.original));
+        if let Some(kwargs) = planned.task.generation_kwargs() {
+            add(&format!("{kwargs} {}", planned.task.repeats()));
+        }
         for (document, context) in planned.documents.iter().zip(&planned.contexts) {
             add(&format!("{context:?} {:?} {:?}", document.choices, document.target));
         }
@@ -153,12 +156,12 @@ pub fn write(
     let mut task_hashes = Map::new();
     for (index, planned) in plan.tasks.iter().enumerate() {
         let name = planned.spec().name;
-        let mut numbers: Vec<(String, Vec<f64>)> = Vec::new();
+        let mut numbers: Vec<(String, Vec<Measure>)> = Vec::new();
         let mut lines = Vec::new();
         let mut hashes = Sha256::new();
         for (doc_id, document) in planned.documents.iter().enumerate() {
             let responses = &answers.responses[index][doc_id];
-            for scored in metrics::score(planned, document, responses) {
+            for scored in metrics::score(planned, document, responses)? {
                 let row = sample_row(plan, planned, doc_id, &answers.contexts[index][doc_id], responses, &scored);
                 for key in ["doc_hash", "prompt_hash", "target_hash"] {
                     hashes.update(row[key].as_str().unwrap_or_default());
@@ -166,8 +169,8 @@ pub fn write(
                 for (metric, value) in &scored.metrics {
                     let key = format!("{metric},{}", scored.filter);
                     match numbers.iter_mut().find(|(existing, _)| *existing == key) {
-                        Some((_, values)) => values.push(*value),
-                        None => numbers.push((key, vec![*value])),
+                        Some((_, values)) => values.push(value.clone()),
+                        None => numbers.push((key, vec![value.clone()])),
                     }
                 }
                 serde_json::to_writer(&mut lines, &row)?;
@@ -176,12 +179,13 @@ pub fn write(
         }
         records::write_atomic(&folder.join(format!("samples_{name}_{date}.jsonl")), &lines)?;
         task_hashes.insert(name.into(), json!(hex(hashes)));
-        results.insert(name.into(), task_results(name, &numbers));
+        results.insert(name.into(), task_results(planned, &numbers));
     }
     for skipped in &plan.skipped {
         results.insert(skipped.task.clone(), json!({"alias": skipped.task, "skipped": skipped.reason}));
     }
-    let mut file = head(plan, results);
+    let groups = groups::rows(plan, &results);
+    let mut file = head(plan, results, groups);
     file.append(&mut tail(plan, model, evaluation_hash, task_hashes, seconds)?);
     let finished = Finished { folder: folder.to_owned(), date, results: Value::Object(file) };
     records::write_json(&finished.path(), &finished.results)?;
@@ -191,15 +195,15 @@ pub fn write(
     Ok(finished)
 }
 
-fn task_results(name: &str, numbers: &[(String, Vec<f64>)]) -> Value {
+fn task_results(planned: &PlannedTask, numbers: &[(String, Vec<Measure>)]) -> Value {
     let mut out = Map::new();
-    out.insert("name".into(), json!(name));
-    out.insert("alias".into(), json!(name));
+    out.insert("name".into(), json!(planned.spec().name));
+    out.insert("alias".into(), json!(planned.task.alias()));
     for (key, values) in numbers {
-        let (mean, stderr) = stats::mean_stderr(values);
-        out.insert("sample_len".into(), json!(values.len()));
-        out.insert(key.clone(), json!(mean));
         let (metric, filter) = key.split_once(',').unwrap_or((key, "none"));
+        let (value, stderr) = planned.task.aggregate(metric, &planned.documents, values);
+        out.insert("sample_len".into(), json!(values.len()));
+        out.insert(key.clone(), json!(value));
         out.insert(format!("{metric}_stderr,{filter}"), stderr.map_or(json!("N/A"), |stderr| json!(stderr)));
     }
     Value::Object(out)
@@ -209,7 +213,7 @@ fn sample_row(
     plan: &Plan,
     planned: &PlannedTask,
     doc_id: usize,
-    context: &str,
+    contexts: &[String],
     responses: &[super::responses::Response],
     scored: &Scored,
 ) -> Map<String, Value> {
@@ -218,11 +222,13 @@ fn sample_row(
     let mut arguments = Map::new();
     match planned.spec().output_type {
         OutputType::GenerateUntil(_) => {
-            arguments.insert("gen_args_0".into(), json!({"arg_0": context, "arg_1": generation_kwargs(plan, planned)}));
+            let kwargs = generation_kwargs(plan, planned);
+            arguments.insert("gen_args_0".into(), json!({"arg_0": contexts[0], "arg_1": kwargs}));
         }
         OutputType::MultipleChoice => {
-            for (idx, choice) in document.choices.iter().enumerate() {
-                let continuation = prompt::continuation(choice, &plan.style);
+            for idx in 0..document.choices.len() {
+                let context = &contexts[planned.context_index(idx)];
+                let continuation = prompt::continuation(planned.task, document, idx, &plan.style);
                 arguments.insert(format!("gen_args_{idx}"), json!({"arg_0": context, "arg_1": continuation}));
             }
         }
@@ -233,21 +239,28 @@ fn sample_row(
     row.insert("target".into(), json!(target));
     row.insert("arguments".into(), Value::Object(arguments));
     // One list per request, with one entry per repeat.
-    let resps: Vec<Value> = responses.iter().map(|response| json!([metrics::response_value(response)])).collect();
+    let said = responses.iter().map(metrics::response_value);
+    let resps: Vec<Value> = match planned.spec().output_type {
+        OutputType::GenerateUntil(_) => vec![said.collect()],
+        OutputType::MultipleChoice => said.map(|value| json!([value])).collect(),
+    };
     row.insert("resps".into(), Value::Array(resps));
     row.insert("filtered_resps".into(), scored.filtered.clone());
     row.insert("filter".into(), json!(scored.filter));
     row.insert("metrics".into(), scored.metrics.iter().map(|(name, _)| json!(name)).collect());
     row.insert("doc_hash".into(), json!(sha256(&format!("{:#}", document.row))));
-    row.insert("prompt_hash".into(), json!(sha256(context)));
+    row.insert("prompt_hash".into(), json!(sha256(&contexts[0])));
     row.insert("target_hash".into(), json!(sha256(&target)));
     for (name, value) in &scored.metrics {
-        row.insert((*name).into(), json!(value));
+        row.insert((*name).into(), value.to_value());
     }
     row
 }
 
 fn generation_kwargs(plan: &Plan, planned: &PlannedTask) -> Value {
+    if let Some(kwargs) = planned.task.generation_kwargs() {
+        return kwargs.clone();
+    }
     match planned.spec().output_type {
         OutputType::GenerateUntil(generation) => json!({
             "until": generation.stop_strings(plan.style.chat),
@@ -268,20 +281,29 @@ fn hex(hasher: Sha256) -> String {
 }
 
 /// Everything about the tasks.
-fn head(plan: &Plan, results: Map<String, Value>) -> Map<String, Value> {
+fn head(plan: &Plan, mut results: Map<String, Value>, mut groups: Map<String, Value>) -> Map<String, Value> {
     let mut sorted: Vec<&PlannedTask> = plan.tasks.iter().collect();
     sorted.sort_by_key(|planned| planned.spec().name);
     let per_task = |value: &dyn Fn(&PlannedTask) -> Value| -> Value {
         sorted.iter().map(|planned| (planned.spec().name.to_owned(), value(planned))).collect::<Map<_, _>>().into()
     };
     let mut out = Map::new();
+    let shown = groups.clone();
+    results.append(&mut groups);
     out.insert("results".into(), Value::Object(results));
-    out.insert("group_subtasks".into(), per_task(&|_| json!([])));
+    if !shown.is_empty() {
+        out.insert("groups".into(), Value::Object(shown));
+    }
+    let mut subtasks: Map<String, Value> =
+        plan.groups.iter().map(|group| (group.name.to_owned(), json!(group.members))).collect();
+    subtasks.extend(plan.tasks.iter().map(|planned| (planned.spec().name.to_owned(), json!([]))));
+    out.insert("group_subtasks".into(), Value::Object(subtasks));
     out.insert("configs".into(), per_task(&|planned| task_config(plan, planned)));
     out.insert("versions".into(), per_task(&|planned| json!(planned.spec().version)));
     out.insert("n-shot".into(), per_task(&|planned| json!(planned.num_fewshot)));
     let better = |planned: &PlannedTask| {
-        planned.spec().metrics.iter().map(|metric| ((*metric).to_owned(), json!(true))).collect::<Map<_, _>>().into()
+        let better = |metric: &&str| ((*metric).to_owned(), json!(planned.task.higher_is_better(metric)));
+        planned.spec().metrics.iter().map(better).collect::<Map<_, _>>().into()
     };
     out.insert("higher_is_better".into(), per_task(&better));
     let samples = |planned: &PlannedTask| json!({"original": planned.original, "effective": planned.documents.len()});
@@ -299,20 +321,22 @@ fn task_config(plan: &Plan, planned: &PlannedTask) -> Value {
     if spec.output_type == OutputType::MultipleChoice {
         out.insert("doc_to_choice".into(), json!("choices"));
     }
-    out.insert("description".into(), json!(""));
-    out.insert("target_delimiter".into(), json!(prompt::TARGET_DELIMITER));
-    out.insert("fewshot_delimiter".into(), json!(prompt::FEWSHOT_DELIMITER));
+    // A description speaks of the subject, the same for all its documents, or of the document.
+    let description = planned.documents.first().map(|document| planned.task.description(document));
+    out.insert("description".into(), json!(description.unwrap_or_default()));
+    out.insert("target_delimiter".into(), json!(planned.task.target_delimiter()));
+    out.insert("fewshot_delimiter".into(), json!(planned.task.fewshot_delimiter()));
     let sampler = if spec.sampler == Sampler::FirstN { "first_n" } else { "default" };
     out.insert("fewshot_config".into(), json!({"sampler": sampler}));
     out.insert("num_fewshot".into(), json!(planned.num_fewshot));
-    let aggregated = |metric: &&str| json!({"metric": metric, "aggregation": "mean", "higher_is_better": true});
+    let aggregated = |metric: &&str| json!({"metric": metric, "aggregation": "mean", "higher_is_better": planned.task.higher_is_better(metric)});
     out.insert("metric_list".into(), spec.metrics.iter().map(aggregated).collect());
     out.insert("output_type".into(), json!(spec.output_type.name()));
     if spec.output_type != OutputType::MultipleChoice {
         out.insert("generation_kwargs".into(), generation_kwargs(plan, planned));
         out.insert("filter_list".into(), spec.filters.iter().map(|filter| json!({"name": filter})).collect());
     }
-    out.insert("repeats".into(), json!(1));
+    out.insert("repeats".into(), json!(planned.task.repeats()));
     out.insert("should_decontaminate".into(), json!(false));
     out.insert("metadata".into(), json!({"version": spec.version}));
     Value::Object(out)

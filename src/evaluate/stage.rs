@@ -61,10 +61,10 @@ pub fn run(config: &Config, run_dir: &RunDir, load: &mut RoleLoader) -> Result<V
     drop(loaded);
     let tuned = tuned_pass.finish(&mut None, &mut || load(Role::Tuned))?;
 
-    let names: Vec<&str> = plans.base.tasks.iter().map(|planned| planned.spec().name).collect();
+    let tasks: Vec<_> = plans.base.tasks.iter().map(|planned| planned.task).collect();
     let evaluations = Evaluations { base: &base, base_fewshot: base_fewshot.as_ref(), tuned: &tuned };
     let bootstrap_iters = config.evaluate.bootstrap_iters;
-    let comparison = compare::compare(&names, &plans.base.skipped, &evaluations, config.seed, bootstrap_iters)?;
+    let comparison = compare::compare(&tasks, &plans.base.skipped, &evaluations, config.seed, bootstrap_iters)?;
     records::write_json(&run_dir.stage_file("evaluate", "comparison.json"), &comparison)?;
     Ok(comparison.verdict)
 }

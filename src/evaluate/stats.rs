@@ -19,6 +19,24 @@ pub fn mean_stderr(values: &[f64]) -> (f64, Option<f64>) {
     (mean, Some((variance / n).sqrt()))
 }
 
+/// Mean of the values of several tasks, each weighted by its number of documents.
+pub fn weighted_mean(values: &[f64], sizes: &[usize]) -> f64 {
+    debug_assert_eq!(values.len(), sizes.len(), "every value has a size");
+    let total: usize = sizes.iter().sum();
+    values.iter().zip(sizes).map(|(value, size)| value * *size as f64).sum::<f64>() / total as f64
+}
+
+/// Standard error of a group of tasks: the pooled variance over all documents. `None` without a degree of freedom.
+///
+/// **Source**: lm-evaluation-harness's `pooled_sample_stderr`.
+pub fn pooled_stderr(stderrs: &[f64], sizes: &[usize]) -> Option<f64> {
+    debug_assert_eq!(stderrs.len(), sizes.len(), "every standard error has a size");
+    let total: usize = sizes.iter().sum();
+    let freedom = total.checked_sub(sizes.len()).filter(|&freedom| freedom > 0)?;
+    let squares = stderrs.iter().zip(sizes).map(|(se, &n)| n.saturating_sub(1) as f64 * se * se * n as f64);
+    Some((squares.sum::<f64>() / freedom as f64 / total as f64).sqrt())
+}
+
 /// Two-sided exact McNemar test: how likely the two kinds of disagreement are as unequal as `only_first` and
 /// `only_second`, or more, if each disagreement is a fair coin.
 ///
@@ -116,6 +134,17 @@ mod tests {
         let items: Vec<f64> = serde_json::from_value(case["items"].clone())?;
         assert!(close(mean_stderr(&items).1.expect("several values"), case["value"].as_f64().expect("a number")));
         Ok(())
+    }
+
+    #[test]
+    fn groups_weigh_by_size_and_pool_their_errors() {
+        // 0.25 * 100 + 0.5 * 300 = 175 of 400.
+        assert!(close(weighted_mean(&[0.25, 0.5], &[100, 300]), 0.4375));
+        // Two halves of one sample pool to its own error: variance 0.25 * 100 / 99 each, over 200 documents.
+        let half = (0.25_f64 / 99.0).sqrt();
+        let pooled = pooled_stderr(&[half, half], &[100, 100]).expect("enough documents");
+        assert!(close(pooled, (0.25_f64 * 100.0 / 99.0 / 200.0).sqrt()), "{pooled}");
+        assert_eq!(pooled_stderr(&[0.0], &[1]), None);
     }
 
     #[test]

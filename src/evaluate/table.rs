@@ -38,9 +38,9 @@ pub fn results(results: &Value) -> String {
             let stderr = &numbers[format!("{metric}_stderr,{filter}")];
             rows.push(vec![
                 task.clone(),
-                results["versions"][task].to_string(),
+                shown(&results["versions"][task]),
                 filter.to_owned(),
-                results["n-shot"][task].to_string(),
+                shown(&results["n-shot"][task]),
                 metric.to_owned(),
                 four_decimals(value),
                 four_decimals(stderr),
@@ -66,6 +66,11 @@ fn align(rows: &[Vec<String>], left: usize) -> Vec<String> {
 
 fn percent(fraction: f64) -> String {
     format!("{:.1}%", 100.0 * fraction)
+}
+
+/// Groups have neither a version nor a number of examples of their own.
+fn shown(value: &Value) -> String {
+    if value.is_null() { String::new() } else { value.to_string() }
 }
 
 fn four_decimals(value: &Value) -> String {

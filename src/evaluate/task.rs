@@ -1,15 +1,18 @@
 //! What a benchmark is: where its documents lie, how they become prompts and choices, and how an answer is scored.
 //!
-//! One file per benchmark implements [`Task`]; everything else (prompt assembly, few-shot choice, log-likelihoods,
-//! metrics, result files) is common. Names and conventions are lm-evaluation-harness's, so that scores can be compared.
+//! `primer` and the definitions of `tasks/` implement [`Task`]; everything else (prompt assembly, few-shot choice,
+//! log-likelihoods, result files) is common. Names and conventions are lm-evaluation-harness's, so that scores can be
+//! compared.
 
 use std::{fmt, path::Path};
 
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{arc, gsm8k, primer};
-use crate::error::usage;
+use super::{
+    prompt::{FEWSHOT_DELIMITER, TARGET_DELIMITER},
+    stats,
+};
 
 /// One item of a benchmark, with everything that prompts and scores need.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +25,7 @@ pub struct Document {
     pub target: Target,
     /// What follows the text where the document serves as an example.
     pub shot_answer: String,
-    /// The answers to choose from; empty for generative tasks.
+    /// The answers to choose from, or the contexts where [`Task::multiple_inputs`]; empty for generative tasks.
     pub choices: Vec<String>,
 }
 
@@ -33,6 +36,28 @@ pub enum Target {
     Text(String),
     /// Index of the right choice.
     Choice(usize),
+    /// Indices of all choices that count as right.
+    Choices(Vec<usize>),
+}
+
+impl Target {
+    /// Whether a choice is right.
+    pub fn accepts(&self, choice: usize) -> bool {
+        match self {
+            Target::Text(_) => false,
+            Target::Choice(index) => *index == choice,
+            Target::Choices(indices) => indices.contains(&choice),
+        }
+    }
+
+    /// As result files hold it before it is made a string.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Target::Text(text) => json!(text),
+            Target::Choice(index) => json!(index),
+            Target::Choices(indices) => json!(indices),
+        }
+    }
 }
 
 impl fmt::Display for Target {
@@ -40,6 +65,8 @@ impl fmt::Display for Target {
         match self {
             Target::Text(text) => formatter.write_str(text),
             Target::Choice(index) => write!(formatter, "{index}"),
+            // As Python prints a list.
+            Target::Choices(indices) => write!(formatter, "{indices:?}"),
         }
     }
 }
@@ -52,6 +79,41 @@ pub struct Split {
     /// The items that examples are taken from; never evaluated.
     pub fewshot_pool: Vec<Document>,
 }
+
+/// The score of one document by one metric.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Measure {
+    /// A number, averaged over documents where the task does not say otherwise.
+    Number(f64),
+    /// Several numbers that only the task's own aggregation knows how to read. NaN stands for "does not apply".
+    Numbers(Vec<f64>),
+}
+
+impl Measure {
+    /// 1 or 0.
+    pub fn of(right: bool) -> Self {
+        Self::Number(f64::from(u8::from(right)))
+    }
+
+    /// The number, if it is one.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Measure::Number(value) => Some(*value),
+            Measure::Numbers(_) => None,
+        }
+    }
+
+    /// As result files hold it: NaN is null.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Measure::Number(value) => json!(value),
+            Measure::Numbers(values) => json!(values),
+        }
+    }
+}
+
+/// Scores by metric.
+pub type Scores = Vec<(&'static str, Measure)>;
 
 /// How examples are taken from the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +187,7 @@ pub struct TaskSpec {
 }
 
 /// A benchmark.
-pub trait Task: Sync {
+pub trait Task: Send + Sync {
     /// Its constant part.
     fn spec(&self) -> &TaskSpec;
 
@@ -134,52 +196,103 @@ pub trait Task: Sync {
     /// **Errors**: a file that is missing or a row that is damaged; they name the file and the line.
     fn load(&self, data_dir: &Path, with_fewshot: bool) -> Result<Split>;
 
+    /// What is wrong with this machine or build that answers could not be scored. Prompts can be made all the same.
+    fn check_scoring(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What opens the prompt; it brings its own blank line.
+    fn description(&self, document: &Document) -> String {
+        let _ = document;
+        String::new()
+    }
+
+    /// Stands between a question and its answer, and before a continuation.
+    fn target_delimiter(&self) -> &str {
+        TARGET_DELIMITER
+    }
+
+    /// Stands after every example.
+    fn fewshot_delimiter(&self) -> &str {
+        FEWSHOT_DELIMITER
+    }
+
+    /// What every answer begins with; the model goes on from there.
+    fn gen_prefix(&self, document: &Document) -> Option<String> {
+        let _ = document;
+        None
+    }
+
+    /// Whether the choices are contexts, all with the target's text as their continuation.
+    fn multiple_inputs(&self) -> bool {
+        false
+    }
+
+    /// Whether the number of examples stays the task's own whatever is asked for.
+    fn fixed_fewshot(&self) -> bool {
+        false
+    }
+
+    /// Whether examples come from the evaluated documents themselves, less the one that is asked.
+    fn pool_is_test(&self) -> bool {
+        false
+    }
+
+    /// Answers per document. Generative tasks only.
+    fn repeats(&self) -> usize {
+        1
+    }
+
+    /// The generation settings that the task names, as in result files; `None` for those of the specification.
+    fn generation_kwargs(&self) -> Option<&Value> {
+        None
+    }
+
     /// The answer that a named filter finds in a response. Generative tasks only.
     fn filter(&self, name: &str, response: &str, document: &Document) -> String {
         let _ = (name, document);
         response.to_owned()
     }
 
+    /// The same for all answers to a document; usually one remains. Generative tasks only.
+    fn answers(&self, filter: &str, responses: &[String], document: &Document) -> Vec<String> {
+        responses.iter().take(1).map(|response| self.filter(filter, response, document)).collect()
+    }
+
     /// Whether a filtered answer equals the reference, after the task's normalisation. Generative tasks only.
     fn exact_match(&self, prediction: &str, reference: &str) -> bool {
         prediction == reference
     }
-}
 
-/// Every task, in the order of help texts.
-pub fn all() -> [&'static dyn Task; 5] {
-    [&primer::Primer, &primer::PrimerMc, &gsm8k::Gsm8k, &arc::ARC_EASY, &arc::ARC_CHALLENGE]
-}
-
-/// The task of a name.
-///
-/// **Errors**: usage, listing the tasks that exist.
-pub fn find(name: &str) -> Result<&'static dyn Task> {
-    all().into_iter().find(|task| task.spec().name == name).ok_or_else(|| {
-        let known: Vec<_> = all().iter().map(|task| task.spec().name).collect();
-        usage(format!("there is no task `{name}`; known tasks: {}", known.join(", ")))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unknown_task_is_a_usage_error_that_lists_the_known_ones() {
-        let error = find("hellaswagg").err().expect("there is no such task");
-        assert_eq!(crate::error::exit_code(&error), 2);
-        for task in all() {
-            assert!(error.to_string().contains(task.spec().name), "{error}");
-        }
+    /// Scores what a filter left of the answers. Generative tasks only.
+    ///
+    /// **Errors**: the answers could not be judged, such as code that could not be run.
+    fn score_answers(&self, answers: &[String], document: &Document) -> Result<Scores> {
+        let reference = document.target.to_string();
+        let right = answers.first().is_some_and(|answer| self.exact_match(answer, &reference));
+        Ok(vec![(self.spec().metrics[0], Measure::of(right))])
     }
 
-    #[test]
-    fn task_names_are_unique_and_every_task_has_a_headline_metric() {
-        let mut names: Vec<_> = all().iter().map(|task| task.spec().name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), all().len());
-        assert!(all().iter().all(|task| !task.spec().filters.is_empty() && !task.spec().metrics.is_empty()));
+    /// Scores the choices by the sums of their log-probabilities. Multiple choice only.
+    fn score_choices(&self, document: &Document, sums: &[f64]) -> Scores {
+        super::metrics::accuracies(self.spec().metrics, document, sums)
+    }
+
+    /// One number for a metric over all documents, and its standard error where it has one.
+    fn aggregate(&self, metric: &str, documents: &[Document], values: &[Measure]) -> (f64, Option<f64>) {
+        let _ = (metric, documents);
+        let numbers: Vec<f64> = values.iter().filter_map(Measure::number).collect();
+        stats::mean_stderr(&numbers)
+    }
+
+    /// Whether more of a metric is better.
+    fn higher_is_better(&self, metric: &str) -> bool {
+        let _ = metric;
+        true
+    }
+
+    /// What result files show instead of the name; subjects of a group are shown without the group's name.
+    fn alias(&self) -> &str {
+        self.spec().name
     }
 }
