@@ -54,6 +54,9 @@ enum Command {
     Fetch(commands::fetch::FetchArgs),
     /// What this machine and this binary can do.
     Doctor(commands::doctor::DoctorArgs),
+    /// Inside of the code sandbox; started by `glan evaluate`.
+    #[command(hide = true)]
+    SandboxChild(evaluate::sandbox::ChildArgs),
 }
 
 /// What every stage command takes.
@@ -109,6 +112,10 @@ pub struct ModelArgs {
 /// Parses, runs, prints the error chain on stderr, and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Before any thread is started: what follows is for single-threaded processes.
+    if let Command::SandboxChild(args) = &cli.command {
+        return ExitCode::from(evaluate::sandbox::child_main(args));
+    }
     telemetry::install(cli.verbose, cli.quiet);
     interrupt::install();
     match dispatch(cli.command) {
@@ -134,5 +141,6 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Inspect(args) => commands::inspect::main(&args),
         Command::Fetch(args) => commands::fetch::main(&args),
         Command::Doctor(args) => commands::doctor::main(&args),
+        Command::SandboxChild(_) => unreachable!("`main` has run it before"),
     }
 }

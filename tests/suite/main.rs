@@ -10,6 +10,7 @@ mod fetch;
 mod grammar;
 mod parity;
 mod pipeline;
+mod sandbox;
 mod stages;
 mod support;
 mod tolerance;
