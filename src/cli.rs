@@ -60,6 +60,9 @@ enum Command {
     Bench(commands::bench::BenchArgs),
     /// What this machine and this binary can do.
     Doctor(commands::doctor::DoctorArgs),
+    /// Inside of the code sandbox; started by `glan evaluate`.
+    #[command(hide = true)]
+    SandboxChild(evaluate::sandbox::ChildArgs),
 }
 
 /// What every stage command takes.
@@ -115,6 +118,10 @@ pub struct ModelArgs {
 /// Parses, runs, prints the error chain on stderr, and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Before any thread is started: what follows is for single-threaded processes.
+    if let Command::SandboxChild(args) = &cli.command {
+        return ExitCode::from(evaluate::sandbox::child_main(args));
+    }
     telemetry::install(cli.verbose, cli.quiet);
     interrupt::install();
     match dispatch(cli.command) {
@@ -143,5 +150,6 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Fetch(args) => commands::fetch::main(&args),
         Command::Bench(args) => commands::bench::main(&args),
         Command::Doctor(args) => commands::doctor::main(&args),
+        Command::SandboxChild(_) => unreachable!("`main` has run it before"),
     }
 }

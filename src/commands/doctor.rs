@@ -9,7 +9,13 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use crate::{device::DeviceKind, engine::memory, model_dir::HubEnvironment, telemetry};
+use crate::{
+    device::DeviceKind,
+    engine::memory,
+    evaluate::sandbox::{self, Layer},
+    model_dir::HubEnvironment,
+    telemetry,
+};
 
 /// Arguments of `glan doctor`.
 #[derive(Debug, Clone, Args)]
@@ -33,6 +39,8 @@ struct Findings {
     free_disk_bytes: Option<u64>,
     devices: Vec<DeviceFinding>,
     hugging_face_cache: CacheFinding,
+    /// Layers of the code sandbox.
+    code_sandbox: Vec<LayerFinding>,
     /// What would run where.
     plan: Vec<Placement>,
 }
@@ -59,6 +67,14 @@ struct CacheFinding {
 }
 
 #[derive(Debug, Clone, Serialize)]
+struct LayerFinding {
+    layer: Layer,
+    present: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
 struct Placement {
     work: &'static str,
     device: &'static str,
@@ -67,7 +83,8 @@ struct Placement {
 
 /// Runs the command.
 pub fn main(args: &DoctorArgs) -> Result<()> {
-    let findings = look();
+    let missing = sandbox::missing_layers(&std::env::current_exe()?)?;
+    let findings = look(&missing);
     if args.json {
         telemetry::print_result(serde_json::to_string_pretty(&findings)?);
     } else {
@@ -76,7 +93,7 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
     Ok(())
 }
 
-fn look() -> Findings {
+fn look(missing_layers: &[(Layer, String)]) -> Findings {
     let devices =
         [("cpu", DeviceKind::Cpu), ("cuda", DeviceKind::Cuda), ("metal", DeviceKind::Metal)].map(|(name, kind)| {
             match kind.open() {
@@ -100,8 +117,14 @@ fn look() -> Findings {
         free_disk_bytes: rustix::fs::statvfs(".").ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
         devices: devices.into(),
         hugging_face_cache: look_at_cache(HubEnvironment::from_process().cache()),
+        code_sandbox: Layer::ALL.map(|layer| layer_finding(layer, missing_layers)).into(),
         plan: plan.into(),
     }
+}
+
+fn layer_finding(layer: Layer, missing: &[(Layer, String)]) -> LayerFinding {
+    let reason = missing.iter().find(|(it, _)| *it == layer).map(|(_, reason)| reason.clone());
+    LayerFinding { layer, present: reason.is_none(), reason }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -151,6 +174,12 @@ fn table(findings: &Findings) -> String {
     let place = cache.path.as_ref().map_or("unknown".to_owned(), |path| format!("`{}`", path.display()));
     let state = if cache.exists { format!("{} models", cache.num_models) } else { "not there".to_owned() };
     row("hugging face cache", &format!("{place}: {state}"));
+    let missing: Vec<String> = findings
+        .code_sandbox
+        .iter()
+        .filter_map(|finding| finding.reason.as_ref().map(|reason| format!("{} missing ({reason})", finding.layer)))
+        .collect();
+    row("code sandbox", &if missing.is_empty() { "complete".to_owned() } else { missing.join("; ") });
     for placement in &findings.plan {
         row(placement.work, &format!("{} in {}", placement.device, placement.dtype));
     }
@@ -177,14 +206,24 @@ mod tests {
 
     #[test]
     fn the_table_names_everything_that_the_json_has() {
-        let findings = look();
+        let findings = look(&[(Layer::Landlock, "an old kernel".to_owned())]);
         let table = table(&findings);
-        for word in
-            [findings.version, "cores", "cpu features", "disk free", "device cpu", "usable", "teacher", "train", "f32"]
-        {
+        for word in [
+            findings.version,
+            "cores",
+            "cpu features",
+            "disk free",
+            "device cpu",
+            "usable",
+            "teacher",
+            "train",
+            "f32",
+            "landlock missing (an old kernel)",
+        ] {
             assert!(table.contains(word), "`{word}` is missing in\n{table}");
         }
         assert!(findings.devices.iter().any(|device| device.name == "cpu" && device.usable));
+        assert_eq!(findings.code_sandbox.iter().filter(|finding| finding.present).count(), Layer::ALL.len() - 1);
         assert_eq!(size(None), "unknown");
         assert_eq!(size(Some(3 << 29)), "1.5 GiB");
     }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::CodeConfig;
+
 /// Stage 4.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +24,8 @@ pub struct EvaluateConfig {
     pub apply_chat_template: bool,
     /// Bootstrap resamples of the paired comparison.
     pub bootstrap_iters: usize,
+    /// How model-written programs are run.
+    pub code: CodeConfig,
 }
 
 impl Default for EvaluateConfig {
@@ -34,6 +38,7 @@ impl Default for EvaluateConfig {
             base_fewshot: 3,
             apply_chat_template: true,
             bootstrap_iters: 10_000,
+            code: CodeConfig::default(),
         }
     }
 }

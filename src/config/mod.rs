@@ -6,6 +6,7 @@
 //! Each table has its own file here. The keys that exist are read off the TOML of [`Config::default`], so every key
 //! must have a default that TOML can write: no `Option` fields, but 0, -1 or an empty string with a documented meaning.
 
+mod code;
 mod curate;
 mod engine;
 mod evaluate;
@@ -19,6 +20,7 @@ mod validate;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    code::{CodeConfig, SandboxLayer},
     curate::CurateConfig,
     engine::EngineConfig,
     evaluate::EvaluateConfig,

@@ -121,6 +121,14 @@ fn check_evaluate(evaluate: &EvaluateConfig, ranges: &mut Ranges) {
     let shots = evaluate.num_fewshot;
     ranges.check("evaluate.num_fewshot", shots, shots >= -1, "at least 0, or -1 for the task's own number");
     ranges.at_least("evaluate.bootstrap_iters", evaluate.bootstrap_iters, 1);
+    let code = &evaluate.code;
+    if code.python.is_empty() {
+        ranges.complaints.push("`evaluate.code.python` names no interpreter".to_owned());
+    }
+    // Bounds within which the kernel's own arithmetic on limits is safe; Python does not start in less than 64 MiB.
+    ranges.within("evaluate.code.cpu_seconds", code.cpu_seconds, 1, 86_400);
+    ranges.within("evaluate.code.wall_seconds", code.wall_seconds, code.cpu_seconds, 86_400);
+    ranges.within("evaluate.code.memory_mib", code.memory_mib, 64, 1 << 20);
 }
 
 /// Collects what is out of range. NaN is outside of every range.
@@ -138,6 +146,10 @@ impl Ranges {
 
     fn at_least(&mut self, key: &str, value: usize, least: usize) {
         self.check(key, value, value >= least, &format!("at least {least}"));
+    }
+
+    fn within(&mut self, key: &str, value: u64, least: u64, most: u64) {
+        self.check(key, value, (least..=most).contains(&value), &format!("between {least} and {most}"));
     }
 
     fn fraction(&mut self, key: &str, value: f64) {
@@ -214,6 +226,11 @@ mod tests {
             ("evaluate.tasks", vec!["[]"]),
             ("evaluate.num_fewshot", vec!["-2"]),
             ("evaluate.bootstrap_iters", vec!["0"]),
+            ("evaluate.code.python", vec!["''"]),
+            ("evaluate.code.cpu_seconds", vec!["0", "86401"]),
+            ("evaluate.code.wall_seconds", vec!["2", "86401"]),
+            ("evaluate.code.memory_mib", vec!["63", "1048577"]),
+            ("evaluate.code.allow_missing_layers", vec!["['chroot']"]),
         ] {
             for value in values {
                 let error = load(None, &[format!("{key}={value}")])

@@ -17,6 +17,7 @@ pub mod primer;
 pub mod prompt;
 mod responses;
 mod results;
+pub mod sandbox;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]

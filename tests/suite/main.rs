@@ -13,6 +13,7 @@ mod grammar;
 mod http;
 mod parity;
 mod pipeline;
+mod sandbox;
 mod serve;
 mod soak;
 mod stages;

@@ -30,7 +30,7 @@ fn bare() -> Checker {
     Checker::load(folder.path()).unwrap()
 }
 
-fn row(id: &str, arguments: Value) -> Value {
+fn row(id: &str, arguments: &Value) -> Value {
     json!({"instruction_id_list": [id], "kwargs": [arguments]})
 }
 
@@ -141,7 +141,7 @@ fn every_kind_tells_a_text_that_follows_from_one_that_does_not() -> Result<()> {
         ("change_case:english_lowercase", json!({}), "a a!", "z z"),
         ("punctuation:no_comma", json!({}), "a; b", "a, b"),
     ] {
-        let row = row(id, arguments);
+        let row = row(id, &arguments);
         assert_eq!(checker.verdicts(&row, good)?.strict, [true], "{id}: {good:?}");
         let verdicts = checker.verdicts(&row, bad)?;
         assert_eq!(verdicts.strict, [false], "{id}: {bad:?}");
@@ -153,7 +153,7 @@ fn every_kind_tells_a_text_that_follows_from_one_that_does_not() -> Result<()> {
 #[test]
 fn the_loose_check_forgives_a_first_line_a_last_line_and_asterisks() -> Result<()> {
     let checker = bare();
-    let row = row("startend:quotation", json!({}));
+    let row = row("startend:quotation", &json!({}));
     for text in ["Sure:\n\"a\"", "\"a\"\nDone.", "Sure:\n\"a\"\nDone.", "**\"a\"**", "Sure:\n*\"a\"*\nDone."] {
         let verdicts = checker.verdicts(&row, text)?;
         assert_eq!((verdicts.all_strict(), verdicts.all_loose()), (false, true), "{text:?}");
@@ -178,9 +178,9 @@ fn accuracies_count_prompts_and_instructions() {
 fn rows_that_are_not_as_expected_are_named() {
     let checker = bare();
     for (row, message) in [
-        (row("keywords:rhymes", json!({})), "there is no instruction `keywords:rhymes`"),
-        (row("length_constraints:number_words", json!({"num_words": 3})), "expected a string under `relation`"),
-        (row("keywords:existence", json!({"keywords": ["("]})), "`(` is no regular expression"),
+        (row("keywords:rhymes", &json!({})), "there is no instruction `keywords:rhymes`"),
+        (row("length_constraints:number_words", &json!({"num_words": 3})), "expected a string under `relation`"),
+        (row("keywords:existence", &json!({"keywords": ["("]})), "`(` is no regular expression"),
         (json!({"instruction_id_list": [], "kwargs": [{}]}), "has 0 entries and `kwargs` 1"),
     ] {
         let error = checker.verdicts(&row, "x").expect_err("the row is wrong");
