@@ -9,6 +9,7 @@ mod checkpoint;
 mod dataset;
 mod optimizer;
 mod output;
+mod rows;
 mod schedule;
 mod trainer;
 
@@ -19,9 +20,10 @@ use clap::Args;
 
 pub use self::{
     checkpoint::TrainerState,
-    dataset::{Dataset, Example, conversation, read},
+    dataset::{Dataset, Encoding, Example, Rendered, read},
     optimizer::Optimizer,
     output::TrainResults,
+    rows::{Row, RowContent, RowFormat},
     schedule::Schedule,
     trainer::chat_template,
 };

@@ -73,10 +73,15 @@ pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
     let context = model.config.max_position_embeddings;
     let max_length = if settings.max_length == 0 { context } else { settings.max_length.min(context) };
     let eos = model.config.eos_token_ids.first().copied().or(tokenizer.eos_token_id());
-    let read =
-        |path: &Path| dataset::read(path, &tokenizer, template.as_ref(), eos, max_length, settings.assistant_only_loss);
-    let data = read(&job.data)?;
-    let valid = job.valid.as_deref().map(read).transpose()?;
+    let encoding = dataset::Encoding {
+        tokenizer: &tokenizer,
+        template: template.as_ref(),
+        eos_token_id: eos,
+        max_length,
+        assistant_only_loss: settings.assistant_only_loss,
+    };
+    let data = dataset::read(&job.data, &encoding)?;
+    let valid = job.valid.as_deref().map(|path| dataset::read(path, &encoding)).transpose()?;
     tracing::info!(
         "{} rows, {} tokens, {} of them trained; {} cut at {max_length} tokens, {} without a trained token left out",
         data.examples.len(),
