@@ -10,7 +10,7 @@ use crate::{
     device::DtypeChoice,
     error::usage,
     language_model::{LanguageModel, ModelIdentity},
-    model::{Decoder, DecoderConfig},
+    model::{Decoder, DecoderConfig, adapter_base},
     model_dir,
     tokenizer::Tokenizer,
 };
@@ -40,8 +40,11 @@ pub fn load_engine(
     check_engine_config(config)?;
     let directory = model_dir::resolve(model)?;
     let start = std::time::Instant::now();
-    let tokenizer = Tokenizer::load(&directory)?;
-    let chat_template = ChatTemplate::load(&directory, &tokenizer)?;
+    // An adapter may come without a tokenizer of its own.
+    let base = adapter_base(&directory)?.filter(|_| !directory.join("tokenizer.json").exists());
+    let texts = base.as_ref().unwrap_or(&directory);
+    let tokenizer = Tokenizer::load(texts)?;
+    let chat_template = ChatTemplate::load(texts, &tokenizer)?;
     let decoder = Decoder::load(&directory, device, dtype)
         .with_context(|| format!("cannot load the model in `{}`", directory.display()))?;
     let shape = decoder.config.clone();

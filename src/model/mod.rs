@@ -11,6 +11,8 @@ mod export;
 mod layer;
 mod layout;
 mod loader;
+mod lora;
+mod peft;
 mod rope;
 mod train_step;
 
@@ -19,5 +21,9 @@ pub use self::{
     decoder::{Decoder, KvCache, PagedBatch, PagedSequence},
     export::{export, write_config},
     layout::{Layout, NamedTensor, Weights},
-    train_step::{Microbatch, evaluate_loss, loss_and_gradients},
+    lora::{Adapter, AdapterShape, Projection},
+    peft::{adapter_base, load_adapter, save_adapter},
+    train_step::{
+        Microbatch, StepOptions, Trained, evaluate_adapted_loss, evaluate_loss, loss_and_gradients, train_step,
+    },
 };
