@@ -52,8 +52,18 @@ enum Command {
     Inspect(commands::inspect::InspectArgs),
     /// Download a model into the Hugging Face cache.
     Fetch(commands::fetch::FetchArgs),
+    /// How fast this machine is.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// What this machine and this binary can do.
     Doctor(commands::doctor::DoctorArgs),
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Fine-tuning on random tokens.
+    Train(commands::bench_train::BenchTrainArgs),
 }
 
 /// What every stage command takes.
@@ -133,6 +143,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Chat(args) => commands::chat::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
         Command::Fetch(args) => commands::fetch::main(&args),
+        Command::Bench(BenchCommand::Train(args)) => commands::bench_train::main(&args),
         Command::Doctor(args) => commands::doctor::main(&args),
     }
 }

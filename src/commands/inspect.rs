@@ -19,7 +19,7 @@ use crate::{
     model::DecoderConfig,
     model_dir, records, telemetry,
     tokenizer::Tokenizer,
-    train::{self, Encoding, Row, RowFormat},
+    train::{self, Encoding, Row, RowFormat, RowTokens},
 };
 
 /// Arguments of `glan inspect`.
@@ -263,11 +263,7 @@ impl DataFindings {
             };
             *findings.formats.entry(format.name()).or_default() += 1;
             let is_text = format == RowFormat::Text || row.get("completion").is_some_and(Value::is_string);
-            if is_text {
-                findings.texts += 1
-            } else {
-                findings.conversations += 1
-            }
+            *(if is_text { &mut findings.texts } else { &mut findings.conversations }) += 1;
             first.get_or_insert(row);
         }
         findings.tokens = model.map(|model| TokenFindings::of(path, model, first)).transpose()?;
@@ -339,7 +335,7 @@ impl TokenFindings {
 /// A row as the model sees it; runs of trained tokens stand between ⟦ and ⟧.
 fn marked(row: Map<String, Value>, encoding: &Encoding) -> Result<String> {
     let rendered = encoding.render(&Row::parse(row)?.content)?;
-    let (token_ids, mut offsets, trained) = encoding.tokens_with_offsets(&rendered)?;
+    let RowTokens { token_ids, mut offsets, trained } = encoding.tokens_with_offsets(&rendered)?;
     let mut text = rendered.text;
     // The end-of-sequence token that a text gets is not in the text.
     if let Some(&last) = token_ids.get(offsets.len()) {

@@ -94,6 +94,16 @@ pub struct Rendered {
     pub is_conversation: bool,
 }
 
+/// A row as tokens.
+pub struct RowTokens {
+    /// All of them.
+    pub token_ids: Vec<u32>,
+    /// The bytes of the text that each covers; an added end of sequence has none here.
+    pub offsets: Vec<Range<usize>>,
+    /// Whether each is trained.
+    pub trained: Vec<bool>,
+}
+
 /// Reads rows of every format of [`super::rows`]. Trained are the assistant's turns, their end-of-turn token included,
 /// or the completion and an end-of-sequence token.
 ///
@@ -131,7 +141,7 @@ impl Encoding<'_> {
     fn tokenise(&self, row: Map<String, Value>, line: usize) -> Result<(Example, bool)> {
         let row = Row::parse(row)?;
         let rendered = self.render(&row.content)?;
-        let (token_ids, _, trained) = self.tokens_with_offsets(&rendered)?;
+        let RowTokens { token_ids, trained, .. } = self.tokens_with_offsets(&rendered)?;
         let id = row.id.unwrap_or_else(|| seed::record_id(&["line", &line.to_string()]));
         Ok((Example { id, token_ids, trained }, rendered.is_conversation))
     }
@@ -156,9 +166,8 @@ impl Encoding<'_> {
         }
     }
 
-    /// Tokens of a rendered row, the bytes that each covers (not those of the added end of sequence), and which of them
-    /// are trained.
-    pub fn tokens_with_offsets(&self, rendered: &Rendered) -> Result<(Vec<u32>, Vec<Range<usize>>, Vec<bool>)> {
+    /// Tokens of a rendered row.
+    pub fn tokens_with_offsets(&self, rendered: &Rendered) -> Result<RowTokens> {
         let (mut token_ids, offsets) = if rendered.is_conversation {
             encode_prompt_with_offsets(self.tokenizer, &rendered.text)?
         } else {
@@ -173,7 +182,7 @@ impl Encoding<'_> {
         if !self.assistant_only_loss {
             trained.fill(true);
         }
-        Ok((token_ids, offsets, trained))
+        Ok(RowTokens { token_ids, offsets, trained })
     }
 }
 

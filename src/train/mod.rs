@@ -26,7 +26,7 @@ use clap::Args;
 
 pub use self::{
     checkpoint::TrainerState,
-    dataset::{Dataset, Encoding, Example, Rendered, read},
+    dataset::{Dataset, Encoding, Example, Rendered, RowTokens, read},
     forecast::{Forecast, flops_per_token, measured_flops},
     optimizer::Optimizer,
     output::TrainResults,
