@@ -615,6 +615,93 @@ def write_training(directory, seed):
     return run, rounding
 
 
+# ------------------------------------------------------------------------- peft
+
+PEFT = [
+    {"name": "lora", "base": "llama", "options": {"target_modules": "all-linear"}},
+    {"name": "rslora", "base": "qwen2", "options": {"target_modules": ["q_proj", "v_proj", "down_proj"], "use_rslora": True}},
+    {"name": "dora", "base": "qwen3", "options": {"target_modules": "all-linear", "use_dora": True}},
+]
+PEFT_STEPS = 5
+PEFT_LR = 1e-2
+
+
+def make_peft(models, out):
+    """Adapters with random values, and what peft computes with them: logits, gradients, AdamW steps."""
+    import peft
+
+    for case in PEFT:
+        directory = out / case["name"]
+        if directory.exists():
+            shutil.rmtree(directory)
+        base = models / case["base"]
+        torch.manual_seed(5)
+        config = peft.LoraConfig(r=3, lora_alpha=7, lora_dropout=0.0, task_type="CAUSAL_LM", **case["options"])
+        model = peft.get_peft_model(load(base), config)
+        generator = torch.Generator().manual_seed(11)
+        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        with torch.no_grad():
+            for name, p in trainable:
+                noise = torch.randn(p.shape, generator=generator)
+                # B starts at zero, and a zero B would hide most mistakes.
+                p.copy_(p * (1 + 0.2 * noise) if "magnitude" in name else 0.15 * noise)
+        model.save_pretrained(directory)
+        (directory / "README.md").unlink()
+        settings = json.loads((directory / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = f"tests/fixtures/models/{case['base']}"
+        if isinstance(settings["target_modules"], list):
+            settings["target_modules"] = sorted(settings["target_modules"])
+        (directory / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+        batch = json.loads((base / "train_expected.json").read_text())["sequences"]
+        prompt = batch[-1]["input_ids"]
+        logits = logits_of(model, prompt)[-1]
+        optimizer = torch.optim.AdamW([p for _, p in trainable], lr=PEFT_LR, weight_decay=0.0, foreach=False)
+        steps, gradients = [], None
+        for step in range(PEFT_STEPS):
+            optimizer.zero_grad()
+            loss, _, count = batch_loss(model, batch)
+            loss.backward()
+            if gradients is None:
+                gradients = {n.replace(".default", "").removesuffix(".weight") if "magnitude" in n else n.replace(".default", ""): p.grad.clone() for n, p in trainable}
+            norm = torch.nn.utils.clip_grad_norm_([p for _, p in trainable], MAX_GRAD_NORM, foreach=False)
+            steps.append({"loss": float(f"{loss.item():.8g}"), "grad_norm": float(f"{float(norm):.8g}")})
+            optimizer.step()
+        with torch.no_grad():
+            final = batch_loss(model, batch)[0].item()
+        save_file({k: v.contiguous() for k, v in gradients.items()}, directory / "gradients.safetensors", {"format": "pt"})
+        dump(
+            {
+                "base": case["base"],
+                "sequences": batch,
+                "num_trained_tokens": count,
+                "prompt": prompt,
+                "logits": [sig7(x) for x in logits.tolist()],
+                "learning_rate": PEFT_LR,
+                "max_grad_norm": MAX_GRAD_NORM,
+                "steps": steps,
+                "final_loss": float(f"{final:.8g}"),
+            },
+            directory / "expected.json",
+        )
+        for path in directory.iterdir():
+            path.chmod(0o644)
+        print(f"peft {case['name']}: {len(trainable)} tensors, losses", *(f"{s['loss']:.4f}" for s in steps), f"-> {final:.4f}")
+    (out / "PROVENANCE.md").write_text(
+        "# Where these adapters come from\n\n"
+        "Random values on the bases of `../models`, and what peft computes with them. Made by\n\n"
+        "    python scripts/make_fixtures.py --peft-only --out tests/fixtures/models --peft-out tests/fixtures/peft\n\n"
+        f"with peft {peft.__version__}, " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".\n\n"
+        "- `adapter_config.json` (keys sorted, base renamed), `adapter_model.safetensors`: written by `save_pretrained`.\n"
+        "- `expected.json`: `logits` after the last token of `prompt`; `steps` (loss and gradient norm before clipping,\n"
+        "  each before its update) of AdamW at a constant rate without decay on `sequences` (the base's training batch);\n"
+        "  `final_loss` after them.\n"
+        "- `gradients.safetensors`: of every adapter tensor before the first step, not clipped.\n\n"
+        "| directory | base | options |\n|---|---|---|\n"
+        + "".join(f"| `{c['name']}` | `{c['base']}` | `{json.dumps(c['options'])}` |\n" for c in PEFT)
+    )
+
+
 # ------------------------------------------------------------------------- main
 
 
@@ -854,14 +941,21 @@ def provenance(out, facts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory to write; existing fixtures there are replaced")
+    parser.add_argument("--peft-out", type=Path, help="directory for adapters; needs the peft package")
+    parser.add_argument("--peft-only", action="store_true", help="leave the models as they are")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.utils.logging.disable_progress_bar()
     print(", ".join(f"{k} {v}" for k, v in versions().items()))
+    if args.peft_only:
+        make_peft(args.out, args.peft_out)
+        return 0
     args.out.mkdir(parents=True, exist_ok=True)
     facts = {family["name"]: make(family, args.out) for family in FAMILIES}
     provenance(args.out, facts)
+    if args.peft_out:
+        make_peft(args.out, args.peft_out)
     size = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file())
     print(f"{len(facts)} directories, {size} bytes in all")
     return 0

@@ -44,29 +44,51 @@ pub fn losses(x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
 ///
 /// **Shapes**: as [`losses`]; every row counts with the same `weight` (one over the trained tokens of the batch).
 pub fn forward_backward(x: &Tensor, w: &Tensor, targets: &[u32], weight: f64, dw: &Tensor) -> Result<LossAndGradient> {
+    let mut out = None;
+    write(dw, |dw| {
+        out = Some(loss_and_gradients(x, w, targets, weight, Some(dw))?);
+        Ok(())
+    })?;
+    match out {
+        Some(out) => Ok(out),
+        None => bail!("cross_entropy: the weight's gradient was not handed out"),
+    }
+}
+
+/// [`forward_backward`] with a frozen head: no gradient of `w`, which is a third of the work.
+pub fn forward_backward_frozen(x: &Tensor, w: &Tensor, targets: &[u32], weight: f64) -> Result<LossAndGradient> {
+    loss_and_gradients(x, w, targets, weight, None)
+}
+
+fn loss_and_gradients(
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    weight: f64,
+    mut dw: Option<&mut [f32]>,
+) -> Result<LossAndGradient> {
     let (rows, vocabulary, hidden) = check(x, w, targets)?;
     let (x, w) = (read(x)?, read(w)?);
     let mut dx = vec![0f32; rows * hidden];
     let mut loss = 0f64;
-    write(dw, |dw| {
-        each_chunk(rows, vocabulary, |start, end| {
-            let shape = (end - start, hidden, vocabulary);
-            let x = &x[start * hidden..end * hidden];
-            let mut logits = vec![0f32; (end - start) * vocabulary];
-            linear_into(&mut logits, false, x, &w, shape);
-            for (row, &target) in logits.chunks_exact(vocabulary).zip(&targets[start..end]) {
-                loss += f64::from(log_sum_exp(row) - row[target as usize]) * weight;
+    each_chunk(rows, vocabulary, |start, end| {
+        let shape = (end - start, hidden, vocabulary);
+        let x = &x[start * hidden..end * hidden];
+        let mut logits = vec![0f32; (end - start) * vocabulary];
+        linear_into(&mut logits, false, x, &w, shape);
+        for (row, &target) in logits.chunks_exact(vocabulary).zip(&targets[start..end]) {
+            loss += f64::from(log_sum_exp(row) - row[target as usize]) * weight;
+        }
+        for_row_chunks(&mut logits, vocabulary, |first, logits| {
+            for (row, &target) in logits.chunks_exact_mut(vocabulary).zip(&targets[start + first..]) {
+                softmax_gradient(row, target as usize, weight as f32);
             }
-            for_row_chunks(&mut logits, vocabulary, |first, logits| {
-                for (row, &target) in logits.chunks_exact_mut(vocabulary).zip(&targets[start + first..]) {
-                    softmax_gradient(row, target as usize, weight as f32);
-                }
-            });
-            linear_backward_input_into(&mut dx[start * hidden..end * hidden], false, &logits, &w, shape);
-            linear_backward_weight_into(dw, &logits, x, shape);
         });
-        Ok(())
-    })?;
+        linear_backward_input_into(&mut dx[start * hidden..end * hidden], false, &logits, &w, shape);
+        if let Some(dw) = dw.as_deref_mut() {
+            linear_backward_weight_into(dw, &logits, x, shape);
+        }
+    });
     Ok(LossAndGradient { loss, dx: tensor(dx, (rows, hidden))? })
 }
 

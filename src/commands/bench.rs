@@ -17,11 +17,14 @@ pub struct BenchArgs {
 enum What {
     /// Tokens per second of batched generation.
     Generate(generate::GenerateArgs),
+    /// Tokens per second of fine-tuning on random tokens.
+    Train(super::bench_train::BenchTrainArgs),
 }
 
 /// Runs the command.
 pub fn main(args: &BenchArgs) -> Result<()> {
     match &args.what {
         What::Generate(args) => generate::main(args),
+        What::Train(args) => super::bench_train::main(args),
     }
 }

@@ -16,14 +16,13 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    chat_template::{ChatTemplate, encode_prompt_with_offsets},
+    chat_template::ChatTemplate,
     error::usage,
     gguf::is_gguf,
-    language_model::Message,
     model::DecoderConfig,
     model_dir, records, telemetry,
     tokenizer::Tokenizer,
-    train,
+    train::{self, Encoding, Row, RowFormat, RowTokens},
 };
 
 /// Arguments of `glan inspect`.
@@ -212,10 +211,12 @@ fn safetensors_header(path: &Path) -> Result<Map<String, Value>> {
 struct DataFindings {
     data: PathBuf,
     rows: usize,
-    /// Rows with `messages`, with `text`, with neither.
+    /// Rows that are conversations, texts (with or without a prompt), neither.
     conversations: usize,
     texts: usize,
     others: usize,
+    /// Rows by format.
+    formats: BTreeMap<&'static str, usize>,
     /// Lines that are no JSON object.
     damaged: usize,
     columns: BTreeMap<String, usize>,
@@ -233,7 +234,7 @@ struct TokenFindings {
     /// Rows without a trained token.
     without_target: usize,
     longest: usize,
-    /// The first conversation as the model sees it, what it learns to write between ⟦ and ⟧.
+    /// The first row as the model sees it, what it learns to write between ⟦ and ⟧.
     first: Option<String>,
 }
 
@@ -248,11 +249,12 @@ impl DataFindings {
             conversations: 0,
             texts: 0,
             others: 0,
+            formats: BTreeMap::new(),
             damaged: 0,
             columns: BTreeMap::new(),
             tokens: None,
         };
-        let mut first: Option<Vec<Message>> = None;
+        let mut first: Option<Map<String, Value>> = None;
         let reader = BufReader::new(File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?);
         for line in reader.split(b'\n') {
             let line = line.with_context(|| format!("cannot read `{}`", path.display()))?;
@@ -264,19 +266,19 @@ impl DataFindings {
                 findings.damaged += 1;
                 continue;
             };
-            match (row.get("messages"), row.get("text")) {
-                (Some(messages), _) => {
-                    findings.conversations += 1;
-                    first = first.or_else(|| serde_json::from_value(messages.clone()).ok());
-                }
-                (None, Some(_)) => findings.texts += 1,
-                (None, None) => findings.others += 1,
-            }
             for column in row.keys() {
                 *findings.columns.entry(column.clone()).or_default() += 1;
             }
+            let Some(format) = RowFormat::of(&row) else {
+                findings.others += 1;
+                continue;
+            };
+            *findings.formats.entry(format.name()).or_default() += 1;
+            let is_text = format == RowFormat::Text || row.get("completion").is_some_and(Value::is_string);
+            *(if is_text { &mut findings.texts } else { &mut findings.conversations }) += 1;
+            first.get_or_insert(row);
         }
-        findings.tokens = model.map(|model| TokenFindings::of(path, model, first.as_deref())).transpose()?;
+        findings.tokens = model.map(|model| TokenFindings::of(path, model, first)).transpose()?;
         Ok(findings)
     }
 
@@ -288,6 +290,8 @@ impl DataFindings {
             "{:<16}{} ({} conversations, {} texts, {} others, {} damaged)",
             "rows", self.rows, self.conversations, self.texts, self.others, self.damaged
         );
+        let formats: Vec<String> = self.formats.iter().map(|(name, count)| format!("{name} ({count})")).collect();
+        let _ = writeln!(out, "{:<16}{}", "formats", if formats.is_empty() { "?".into() } else { formats.join(", ") });
         let columns: Vec<String> = self
             .columns
             .iter()
@@ -306,7 +310,7 @@ impl DataFindings {
                 "left out", tokens.truncated, tokens.without_target
             );
             if let Some(first) = &tokens.first {
-                let _ = writeln!(out, "\nthe first conversation, trained tokens between ⟦ and ⟧:\n\n{first}");
+                let _ = writeln!(out, "\nthe first row, trained tokens between ⟦ and ⟧:\n\n{first}");
             }
         }
         out
@@ -314,17 +318,20 @@ impl DataFindings {
 }
 
 impl TokenFindings {
-    fn of(path: &Path, model: &str, first: Option<&[Message]>) -> Result<Self> {
+    fn of(path: &Path, model: &str, first: Option<Map<String, Value>>) -> Result<Self> {
         let directory = model_dir::resolve(model)?;
         let tokenizer = Tokenizer::load(&directory)?;
         let config = DecoderConfig::load(&directory)?;
         let template = train::chat_template(Path::new(""), &directory, &tokenizer)?;
-        let eos = config.eos_token_ids.first().copied().or(tokenizer.eos_token_id());
-        let rows = train::read(path, &tokenizer, template.as_ref(), eos, config.max_position_embeddings, true)?;
-        let first = match (first, &template) {
-            (Some(messages), Some(template)) => Some(marked(messages, &tokenizer, template)?),
-            _ => None,
+        let encoding = Encoding {
+            tokenizer: &tokenizer,
+            template: template.as_ref(),
+            eos_token_id: config.eos_token_ids.first().copied().or(tokenizer.eos_token_id()),
+            max_length: config.max_position_embeddings,
+            assistant_only_loss: true,
         };
+        let rows = train::read(path, &encoding)?;
+        let first = first.map(|row| marked(row, &encoding)).transpose()?;
         Ok(Self {
             model: model.to_owned(),
             tokens: rows.num_tokens(),
@@ -337,11 +344,17 @@ impl TokenFindings {
     }
 }
 
-/// A conversation as the model sees it; runs of trained tokens stand between ⟦ and ⟧.
-fn marked(messages: &[Message], tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<String> {
-    let (text, _) = template.render_for_training(messages)?;
-    let (_, offsets) = encode_prompt_with_offsets(tokenizer, &text)?;
-    let (_, trained) = train::conversation(messages, tokenizer, template)?;
+/// A row as the model sees it; runs of trained tokens stand between ⟦ and ⟧.
+fn marked(row: Map<String, Value>, encoding: &Encoding) -> Result<String> {
+    let rendered = encoding.render(&Row::parse(row)?.content)?;
+    let RowTokens { token_ids, mut offsets, trained } = encoding.tokens_with_offsets(&rendered)?;
+    let mut text = rendered.text;
+    // The end-of-sequence token that a text gets is not in the text.
+    if let Some(&last) = token_ids.get(offsets.len()) {
+        let start = text.len();
+        text.push_str(&encoding.tokenizer.token_text(last).unwrap_or_default());
+        offsets.push(start..text.len());
+    }
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
     let mut goes_on = false;
     for (offset, trained) in offsets.into_iter().zip(trained) {

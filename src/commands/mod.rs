@@ -1,6 +1,7 @@
 //! Commands beside the stages, and the pipeline that runs the stages one after another.
 
 pub mod bench;
+pub mod bench_train;
 pub mod chat;
 pub mod complete;
 pub mod doctor;

@@ -27,7 +27,7 @@ pub use self::{
     generate::{GenerateConfig, SamplingConfig},
     load::load,
     report::ReportConfig,
-    train::{LrSchedule, TrainConfig, TrainInit, TrainMethod},
+    train::{ActivationCheckpointing, LrSchedule, ReportTo, TrainConfig, TrainInit, TrainMethod},
 };
 use crate::device::DeviceKind;
 

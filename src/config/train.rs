@@ -10,6 +10,18 @@ use serde::{Deserialize, Serialize};
 pub struct TrainConfig {
     /// What is trained.
     pub method: TrainMethod,
+    /// LoRA: rank of the adapters.
+    pub lora_r: usize,
+    /// LoRA: the adapters' part is scaled by `lora_alpha / lora_r`.
+    pub lora_alpha: f64,
+    /// LoRA: share of the adapters' inputs that is zeroed in training.
+    pub lora_dropout: f64,
+    /// LoRA: projections with an adapter, such as `["q_proj", "v_proj"]`; `["all-linear"]` is all seven of a block.
+    pub lora_target_modules: Vec<String>,
+    /// LoRA: scale by `lora_alpha / sqrt(lora_r)` (rsLoRA).
+    pub use_rslora: bool,
+    /// LoRA: train a magnitude per output beside the direction (DoRA).
+    pub use_dora: bool,
     /// Where the weights start.
     pub init: TrainInit,
     /// Chat template for conversations; empty takes the model's own, else a plain one.
@@ -18,7 +30,7 @@ pub struct TrainConfig {
     pub assistant_only_loss: bool,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Floor of the cosine schedule, as a fraction of the peak.
+    /// Floor of the schedule, as a fraction of the peak.
     pub min_lr_ratio: f64,
     /// Shape of the learning rate after warm-up.
     pub lr_scheduler_type: LrSchedule,
@@ -26,17 +38,27 @@ pub struct TrainConfig {
     pub warmup_steps: usize,
     /// Share of all steps for linear warm-up.
     pub warmup_ratio: f64,
+    /// `warmup_stable_decay`: steps of the decay at the end; 0 is a tenth of all steps.
+    pub num_decay_steps: usize,
     /// Passes over the rows.
     pub num_train_epochs: f64,
     /// Ends after this many steps; 0 is off.
     pub max_steps: usize,
-    /// Conversations per optimizer step.
+    /// Conversations per optimizer step; with `packing`, packed rows.
     pub train_batch_size: usize,
+    /// Fill rows of `max_length` tokens with conversations (best fit decreasing), which do not see one another.
+    pub packing: bool,
+    /// Put conversations of similar length into the same batch.
+    pub group_by_length: bool,
     /// Most tokens that are held in memory at once; a batch is cut into as many micro-batches as that needs. Does not
     /// change the result beyond rounding: the loss is averaged over the trained tokens of the whole batch.
     pub max_tokens_per_micro_batch: usize,
     /// Longest conversation in tokens; longer ones are cut at the end. 0 takes the model's context.
     pub max_length: usize,
+    /// Memory for activations: keep all, or a block's input alone and compute the block again in the backward.
+    pub activation_checkpointing: ActivationCheckpointing,
+    /// NEFTune: uniform noise on the embeddings, of this strength (5 in the paper); 0 is off.
+    pub neftune_noise_alpha: f64,
     /// Decoupled weight decay, on matrices only.
     pub weight_decay: f64,
     /// AdamW's first-moment decay.
@@ -51,6 +73,14 @@ pub struct TrainConfig {
     pub logging_steps: usize,
     /// Steps between validation losses; 0 measures only at the end.
     pub eval_steps: usize,
+    /// Ends after so many evaluations in a row without a lower validation loss; 0 is off.
+    pub early_stopping_patience: usize,
+    /// Ends with the weights of the lowest validation loss instead of the last ones.
+    pub load_best_model_at_end: bool,
+    /// Stops when a step's loss is above so many times the running mean of those before; 0 is off.
+    pub loss_spike_factor: f64,
+    /// Where the curves go beside `metrics.jsonl`.
+    pub report_to: ReportTo,
     /// Steps between checkpoints; 0 keeps only the final model.
     pub save_steps: usize,
     /// Checkpoints kept.
@@ -61,6 +91,12 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             method: TrainMethod::Full,
+            lora_r: 16,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            lora_target_modules: vec!["all-linear".to_owned()],
+            use_rslora: false,
+            use_dora: false,
             init: TrainInit::Checkpoint,
             chat_template: PathBuf::new(),
             assistant_only_loss: true,
@@ -69,11 +105,16 @@ impl Default for TrainConfig {
             lr_scheduler_type: LrSchedule::Cosine,
             warmup_steps: 0,
             warmup_ratio: 0.03,
+            num_decay_steps: 0,
             num_train_epochs: 3.0,
             max_steps: 0,
             train_batch_size: 512,
+            packing: false,
+            group_by_length: false,
             max_tokens_per_micro_batch: 4096,
             max_length: 0,
+            activation_checkpointing: ActivationCheckpointing::None,
+            neftune_noise_alpha: 0.0,
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
@@ -81,6 +122,10 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             logging_steps: 10,
             eval_steps: 0,
+            early_stopping_patience: 0,
+            load_best_model_at_end: false,
+            loss_spike_factor: 0.0,
+            report_to: ReportTo::None,
             save_steps: 200,
             save_total_limit: 2,
         }
@@ -93,6 +138,28 @@ impl Default for TrainConfig {
 pub enum TrainMethod {
     /// Every parameter.
     Full,
+    /// Low-rank adapters beside frozen weights.
+    Lora,
+}
+
+/// What of a forward pass is kept for the backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationCheckpointing {
+    /// Everything.
+    None,
+    /// The inputs of the blocks.
+    Block,
+}
+
+/// Where the curves of a run go beside its own files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReportTo {
+    /// Nowhere else.
+    None,
+    /// Event files for TensorBoard in `tensorboard/`.
+    Tensorboard,
 }
 
 /// Where the weights start.
@@ -110,9 +177,14 @@ pub enum TrainInit {
 #[serde(rename_all = "lowercase")]
 pub enum LrSchedule {
     /// Half a cosine down to the floor.
+    #[serde(alias = "cosine_with_min_lr")]
     Cosine,
     /// A straight line down to the floor.
     Linear,
     /// The peak throughout.
+    #[serde(alias = "constant_with_warmup")]
     Constant,
+    /// The peak until the last steps, then half a cosine down to the floor.
+    #[serde(rename = "warmup_stable_decay")]
+    WarmupStableDecay,
 }

@@ -101,6 +101,32 @@ fn check_train(train: &TrainConfig, ranges: &mut Ranges) {
     ranges.fraction("train.min_lr_ratio", train.min_lr_ratio);
     ranges.fraction("train.warmup_ratio", train.warmup_ratio);
     ranges.above_zero("train.num_train_epochs", train.num_train_epochs);
+    ranges.at_least("train.lora_r", train.lora_r, 1);
+    ranges.above_zero("train.lora_alpha", train.lora_alpha);
+    let dropout = train.lora_dropout;
+    ranges.check("train.lora_dropout", dropout, (0.0..1.0).contains(&dropout), "at least 0 and below 1");
+    ranges.not_negative("train.neftune_noise_alpha", train.neftune_noise_alpha);
+    let spike = train.loss_spike_factor;
+    ranges.check(
+        "train.loss_spike_factor",
+        spike,
+        spike == 0.0 || spike > 1.0 && spike.is_finite(),
+        "0 (off) or above 1",
+    );
+    let patience = train.early_stopping_patience;
+    ranges.check(
+        "train.early_stopping_patience",
+        patience,
+        patience == 0 || train.eval_steps > 0,
+        "0 (off), or `train.eval_steps` above 0",
+    );
+    let best = train.load_best_model_at_end;
+    ranges.check(
+        "train.load_best_model_at_end",
+        best,
+        !best || train.eval_steps > 0,
+        "false, or `train.eval_steps` above 0",
+    );
     ranges.at_least("train.train_batch_size", train.train_batch_size, 1);
     ranges.at_least("train.max_tokens_per_micro_batch", train.max_tokens_per_micro_batch, 1);
     ranges.not_negative("train.weight_decay", train.weight_decay);
@@ -214,6 +240,13 @@ mod tests {
             ("train.min_lr_ratio", vec!["-0.1", "1.1"]),
             ("train.warmup_ratio", vec!["-0.1", "1.1"]),
             ("train.num_train_epochs", vec!["0", "nan"]),
+            ("train.lora_r", vec!["0"]),
+            ("train.lora_alpha", vec!["0", "nan"]),
+            ("train.lora_dropout", vec!["-0.1", "1", "nan"]),
+            ("train.neftune_noise_alpha", vec!["-1", "inf"]),
+            ("train.loss_spike_factor", vec!["-1", "1", "nan"]),
+            ("train.early_stopping_patience", vec!["2"]),
+            ("train.load_best_model_at_end", vec!["true"]),
             ("train.train_batch_size", vec!["0"]),
             ("train.max_tokens_per_micro_batch", vec!["0"]),
             ("train.weight_decay", vec!["-0.1"]),

@@ -12,7 +12,7 @@ use crate::{
     device::DtypeChoice,
     error::usage,
     language_model::{LanguageModel, ModelIdentity},
-    model::{DecoderConfig, InferenceDecoder},
+    model::{DecoderConfig, InferenceDecoder, adapter_base},
     model_dir,
     tokenizer::Tokenizer,
 };
@@ -72,7 +72,11 @@ fn assemble(
     check_engine_config(config)?;
     let directory = model_dir::resolve(model)?;
     let start = std::time::Instant::now();
-    let (tokenizer, chat_template) = texts(&directory, &DecoderConfig::load(&directory)?)?;
+    // An adapter may come without a tokenizer of its own.
+    let base = adapter_base(&directory)?;
+    let shape = DecoderConfig::load(base.as_ref().unwrap_or(&directory))?;
+    let folder = base.as_ref().filter(|_| !directory.join("tokenizer.json").exists()).unwrap_or(&directory);
+    let (tokenizer, chat_template) = texts(folder, &shape)?;
     let decoder = InferenceDecoder::load(&directory, device, dtype)
         .with_context(|| format!("cannot load the model in `{}`", directory.display()))?;
     let shape = decoder.config.clone();

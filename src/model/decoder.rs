@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use rand::Rng;
 
-use super::{DecoderConfig, Layout, Weights, layer::Pass, loader, rope};
+use super::{DecoderConfig, Layout, Weights, layer::Pass, loader, peft, rope};
 use crate::{device::DtypeChoice, seed};
 
 /// A decoder-only transformer.
@@ -25,16 +25,23 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads weights from a Hugging Face directory or a GGUF file.
+    /// Loads weights from a Hugging Face directory, a GGUF file, or the directory of a PEFT adapter (with its base,
+    /// merged).
     ///
     /// **Errors**: a missing, truncated or ill-shaped file, by name.
     pub fn load(directory: &Path, device: &Device, dtype: DtypeChoice) -> Result<Self> {
         if !device.is_cpu() {
             bail!("this build computes on the CPU only");
         }
-        let config = DecoderConfig::load(directory)?;
+        // The directory of a PEFT adapter stands for its base with the adapter merged.
+        let base = peft::adapter_base(directory)?;
+        let weights = base.as_deref().unwrap_or(directory);
+        let config = DecoderConfig::load(weights)?;
         let layout = Layout::new(&config);
-        let arena = loader::load_arena(directory, &layout, dtype)?;
+        let arena = loader::load_arena(weights, &layout, dtype)?;
+        if base.is_some() {
+            peft::load_adapter(directory, &config)?.merge_into(&config, &layout, &arena)?;
+        }
         Self::from_arena(config, layout, arena)
     }
 

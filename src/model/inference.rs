@@ -17,7 +17,7 @@ use glan_kernels::{
 use super::{
     Decoder, DecoderConfig, Layout, NamedTensor,
     loader::{self, TensorSource},
-    rope as rope_tables,
+    peft, rope as rope_tables,
 };
 use crate::device::DtypeChoice;
 
@@ -106,12 +106,15 @@ struct PackedLayer {
 }
 
 impl InferenceDecoder {
-    /// Loads weights from a Hugging Face directory or a GGUF file; `DtypeChoice::Bf16` holds the matrices in bf16.
+    /// Loads weights from a Hugging Face directory, a GGUF file or a PEFT adapter; `DtypeChoice::Bf16` holds the matrices in bf16.
     ///
     /// **Errors**: a missing, truncated or ill-shaped file, by name.
     pub fn load(directory: &Path, device: &Device, dtype: DtypeChoice) -> Result<Self> {
         if !device.is_cpu() {
             bail!("this build computes on the CPU only");
+        }
+        if peft::adapter_base(directory)?.is_some() {
+            return Self::from_decoder(&Decoder::load(directory, device, DtypeChoice::F32)?, dtype);
         }
         let config = DecoderConfig::load(directory)?;
         let layout = Layout::new(&config);

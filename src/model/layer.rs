@@ -10,7 +10,10 @@ use glan_kernels::{
     rms_norm, rope, swiglu,
 };
 
-use super::layout::LayerWeights;
+use super::{
+    layout::LayerWeights,
+    lora::{LayerAdapter, LayerGradients, Product},
+};
 
 /// What every block of one pass shares.
 pub struct Pass<'a> {
@@ -22,6 +25,61 @@ pub struct Pass<'a> {
     pub sin: &'a Tensor,
     /// Epsilon of the norms.
     pub eps: f64,
+}
+
+/// What a block's forward sees beside its weights.
+pub struct Context<'a> {
+    /// Sequence starts and the end; attention stays inside each.
+    pub cu_seqlens: &'a [usize],
+    /// What is added to the frozen projections.
+    pub adapter: Option<LayerAdapter<'a>>,
+}
+
+impl Context<'_> {
+    /// Adds the adapter's part, where there is one, to a product's output.
+    fn adapt(&self, product: Product, x: &Tensor, w: &Tensor, y: &Tensor) -> Result<()> {
+        self.adapter.as_ref().map_or(Ok(()), |adapter| adapter.add(product, x, w, y))
+    }
+}
+
+/// What a block's backward adds to.
+pub enum Gradients<'a> {
+    /// The gradients of all weights.
+    Full(&'a LayerWeights),
+    /// Those of the adapter alone; the block's own weights are frozen.
+    Adapter(LayerAdapter<'a>, LayerGradients<'a>),
+}
+
+impl<'a> Gradients<'a> {
+    fn full(&self) -> Option<&'a LayerWeights> {
+        match self {
+            Self::Full(gradients) => Some(gradients),
+            Self::Adapter(..) => None,
+        }
+    }
+
+    /// Backward of one product: `dy [N, O]`, `x [N, I]`, `w [O, I]` → `[N, I]`; `dw` is the place for the weight's.
+    fn product(
+        &self,
+        product: Product,
+        dy: &Tensor,
+        x: &Tensor,
+        w: &Tensor,
+        dw: impl Fn(&'a LayerWeights) -> &'a Tensor,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Full(gradients) => {
+                linear_backward_weight(dw(gradients), dy, x)?;
+                linear_backward_input(dy, w)
+            }
+            Self::Adapter(adapter, gradients) => adapter.backward(product, dy, x, w, gradients),
+        }
+    }
+
+    /// The place for a small weight's gradient; a throw-away one where the weight is frozen.
+    fn small(&self, weight: &Tensor, dw: impl Fn(&'a LayerWeights) -> Option<&'a Tensor>) -> Result<Tensor> {
+        self.full().and_then(dw).map_or_else(|| weight.zeros_like(), |dw| Ok(dw.clone()))
+    }
 }
 
 /// What a block's backward needs.
@@ -51,11 +109,12 @@ pub fn forward(
     weights: &LayerWeights,
     heads: &Heads,
     pass: &Pass,
-    cu_seqlens: &[usize],
+    context: &Context,
     saved: Option<&mut Vec<Saved>>,
 ) -> Result<Tensor> {
     let (x_norm, x_rstd) = rms_norm::forward(x, &weights.input_norm, pass.eps)?;
     let qkv = linear(&x_norm, &weights.qkv, weights.qkv_bias.as_ref(), None)?; // [N, (H + 2K)·D]
+    context.adapt(Product::Qkv, &x_norm, &weights.qkv, &qkv)?;
     let qk_norm = match &weights.qk_norm {
         Some((q_norm, k_norm)) => {
             let before = if saved.is_some() { qkv.copy()? } else { qkv.clone() };
@@ -66,11 +125,15 @@ pub fn forward(
         None => None,
     };
     rope::in_place(&qkv, pass.cos, pass.sin, pass.positions, heads.query + heads.key_value, false)?;
-    let (o, lse) = attention::forward(&qkv, cu_seqlens, heads)?;
+    let (o, lse) = attention::forward(&qkv, context.cu_seqlens, heads)?;
     let h = linear(&o, &weights.o, weights.o_bias.as_ref(), Some(x))?; // [N, C]
+    context.adapt(Product::O, &o, &weights.o, &h)?;
     let (h_norm, h_rstd) = rms_norm::forward(&h, &weights.post_norm, pass.eps)?;
     let gate_up = linear(&h_norm, &weights.gate_up, None, None)?; // [N, 2F]
-    let y = linear(&swiglu::forward(&gate_up)?, &weights.down, None, Some(&h))?;
+    context.adapt(Product::GateUp, &h_norm, &weights.gate_up, &gate_up)?;
+    let hidden = swiglu::forward(&gate_up)?; // [N, F]
+    let y = linear(&hidden, &weights.down, None, Some(&h))?;
+    context.adapt(Product::Down, &hidden, &weights.down, &y)?;
     if let Some(saved) = saved {
         let x = x.clone();
         saved.push(Saved { x, x_rstd, x_norm, qk_norm, qkv, o, lse, h, h_rstd, h_norm, gate_up });
@@ -83,34 +146,36 @@ pub fn backward(
     dy: &Tensor,
     saved: &Saved,
     weights: &LayerWeights,
-    gradients: &LayerWeights,
+    gradients: &Gradients,
     heads: &Heads,
     pass: &Pass,
     cu_seqlens: &[usize],
 ) -> Result<Tensor> {
-    linear_backward_weight(&gradients.down, dy, &swiglu::forward(&saved.gate_up)?)?;
-    let d_gate_up = swiglu::backward(&linear_backward_input(dy, &weights.down)?, &saved.gate_up)?;
-    linear_backward_weight(&gradients.gate_up, &d_gate_up, &saved.h_norm)?;
-    let dh_norm = linear_backward_input(&d_gate_up, &weights.gate_up)?;
-    let dh = rms_norm::backward(&dh_norm, &saved.h, &weights.post_norm, &saved.h_rstd, &gradients.post_norm, Some(dy))?;
+    let hidden = swiglu::forward(&saved.gate_up)?;
+    let d_hidden = gradients.product(Product::Down, dy, &hidden, &weights.down, |full| &full.down)?;
+    let d_gate_up = swiglu::backward(&d_hidden, &saved.gate_up)?;
+    drop((hidden, d_hidden));
+    let dh_norm =
+        gradients.product(Product::GateUp, &d_gate_up, &saved.h_norm, &weights.gate_up, |full| &full.gate_up)?;
+    let post_norm = gradients.small(&weights.post_norm, |full| Some(&full.post_norm))?;
+    let dh = rms_norm::backward(&dh_norm, &saved.h, &weights.post_norm, &saved.h_rstd, &post_norm, Some(dy))?;
 
-    linear_backward_weight(&gradients.o, &dh, &saved.o)?;
-    if let Some(o_bias) = &gradients.o_bias {
+    if let Some(o_bias) = gradients.full().and_then(|full| full.o_bias.as_ref()) {
         bias_backward(o_bias, &dh)?;
     }
-    let d_o = linear_backward_input(&dh, &weights.o)?;
+    let d_o = gradients.product(Product::O, &dh, &saved.o, &weights.o, |full| &full.o)?;
     let dqkv = attention::backward(&d_o, &saved.o, &saved.lse, &saved.qkv, cu_seqlens, heads)?;
     rope::in_place(&dqkv, pass.cos, pass.sin, pass.positions, heads.query + heads.key_value, true)?;
-    if let (Some((q_norm, k_norm)), Some((dq_norm, dk_norm)), Some(saved)) =
-        (&weights.qk_norm, &gradients.qk_norm, &saved.qk_norm)
-    {
-        rms_norm::heads_backward_in_place(&dqkv, &saved.before, q_norm, &saved.q_rstd, dq_norm, 0)?;
-        rms_norm::heads_backward_in_place(&dqkv, &saved.before, k_norm, &saved.k_rstd, dk_norm, heads.query)?;
+    if let (Some((q_norm, k_norm)), Some(saved)) = (&weights.qk_norm, &saved.qk_norm) {
+        let dq_norm = gradients.small(q_norm, |full| full.qk_norm.as_ref().map(|(q_norm, _)| q_norm))?;
+        let dk_norm = gradients.small(k_norm, |full| full.qk_norm.as_ref().map(|(_, k_norm)| k_norm))?;
+        rms_norm::heads_backward_in_place(&dqkv, &saved.before, q_norm, &saved.q_rstd, &dq_norm, 0)?;
+        rms_norm::heads_backward_in_place(&dqkv, &saved.before, k_norm, &saved.k_rstd, &dk_norm, heads.query)?;
     }
-    linear_backward_weight(&gradients.qkv, &dqkv, &saved.x_norm)?;
-    if let Some(qkv_bias) = &gradients.qkv_bias {
+    if let Some(qkv_bias) = gradients.full().and_then(|full| full.qkv_bias.as_ref()) {
         bias_backward(qkv_bias, &dqkv)?;
     }
-    let dx_norm = linear_backward_input(&dqkv, &weights.qkv)?;
-    rms_norm::backward(&dx_norm, &saved.x, &weights.input_norm, &saved.x_rstd, &gradients.input_norm, Some(&dh))
+    let dx_norm = gradients.product(Product::Qkv, &dqkv, &saved.x_norm, &weights.qkv, |full| &full.qkv)?;
+    let input_norm = gradients.small(&weights.input_norm, |full| Some(&full.input_norm))?;
+    rms_norm::backward(&dx_norm, &saved.x, &weights.input_norm, &saved.x_rstd, &input_norm, Some(&dh))
 }

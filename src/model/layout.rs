@@ -81,6 +81,11 @@ impl Layout {
         if !config.tie_word_embeddings {
             list.push(("lm_head.weight".into(), vec![config.vocab_size, hidden]));
         }
+        Self::of(list)
+    }
+
+    /// Tensors one after another.
+    pub(super) fn of(list: Vec<(String, Vec<usize>)>) -> Self {
         let mut len = 0;
         let place = |(name, shape): (String, Vec<usize>)| {
             let tensor = NamedTensor { name, shape, offset: len };

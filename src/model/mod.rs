@@ -13,6 +13,8 @@ mod inference;
 mod layer;
 mod layout;
 mod loader;
+mod lora;
+mod peft;
 mod rope;
 mod train_step;
 
@@ -24,5 +26,9 @@ pub use self::{
     inference::{InferenceDecoder, KvCache, PagedBatch, PagedSequence},
     layout::{Layout, NamedTensor, Weights},
     loader::load_arena,
-    train_step::{Microbatch, evaluate_loss, loss_and_gradients},
+    lora::{Adapter, AdapterShape, Projection},
+    peft::{adapter_base, load_adapter, save_adapter},
+    train_step::{
+        Microbatch, StepOptions, Trained, evaluate_adapted_loss, evaluate_loss, loss_and_gradients, train_step,
+    },
 };

@@ -1,11 +1,16 @@
 //! The decoder's training face: loss and gradients of packed conversations.
 
 use anyhow::Result;
-use glan_kernels::{cross_entropy, embedding, rms_norm};
+use candle_core::Tensor;
+use glan_kernels::{
+    cross_entropy, embedding,
+    noise::{Noise, add_uniform},
+    rms_norm,
+};
 
 use super::{
-    Decoder, Weights,
-    layer::{self, Saved},
+    Adapter, Decoder, Weights,
+    layer::{self, Context, Saved},
 };
 
 /// Conversations packed one after another; attention stays inside each, positions restart.
@@ -21,6 +26,8 @@ pub struct Microbatch {
     pub trained_rows: Vec<u32>,
     /// The next token of each trained row.
     pub targets: Vec<u32>,
+    /// Tokens of the same step in the micro-batches before this one; noise depends on it.
+    pub first_token: usize,
 }
 
 impl Microbatch {
@@ -43,47 +50,182 @@ impl Microbatch {
     }
 }
 
+/// What a pass adds to.
+#[derive(Clone, Copy)]
+pub enum Trained<'a> {
+    /// The gradients of every parameter.
+    Full(&'a Weights),
+    /// An adapter beside frozen parameters, and its gradients.
+    Adapter {
+        /// Its values.
+        adapter: &'a Adapter,
+        /// The gradients, in the same layout.
+        gradients: &'a Adapter,
+    },
+}
+
+/// What a training pass does beside forward and backward.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepOptions {
+    /// Share of the adapters' inputs that is zeroed.
+    pub lora_dropout: f32,
+    /// NEFTune's α; 0 is off.
+    pub neftune_noise_alpha: f32,
+    /// Names the noise of this step.
+    pub noise_key: u64,
+    /// Keep a block's input alone, and compute the block again in the backward. Changes no bit of the gradients.
+    pub recompute_blocks: bool,
+}
+
 /// Loss of a micro-batch, `weight · Σ` over its trained tokens, adding `d loss / d parameter` to `gradients`.
 ///
 /// With `weight` = 1 / (trained tokens of the whole batch) neither packing nor the cut into micro-batches changes the
 /// result beyond rounding.
 pub fn loss_and_gradients(model: &Decoder, batch: &Microbatch, weight: f64, gradients: &Weights) -> Result<f64> {
-    let mut saved: Vec<Saved> = Vec::with_capacity(model.weights.layers.len());
-    let x = forward(model, batch, Some(&mut saved))?; // [N, C]
+    train_step(model, batch, weight, Trained::Full(gradients), &StepOptions::default())
+}
+
+/// [`loss_and_gradients`] for all parameters or an adapter, with noise and recomputation.
+pub fn train_step(
+    model: &Decoder,
+    batch: &Microbatch,
+    weight: f64,
+    trained: Trained,
+    options: &StepOptions,
+) -> Result<f64> {
+    let step =
+        Step { model, batch, trained, options, noise: Noise { key: options.noise_key, first_row: batch.first_token } };
+    let mut kept: Vec<Kept> = Vec::with_capacity(model.weights.layers.len());
+    let x = step.forward(&mut kept)?; // [N, C]
     let eps = model.config.rms_norm_eps;
     let rows = embedding::forward(&x, &batch.trained_rows)?; // [rows, C]
     let (normed, rstd) = rms_norm::forward(&rows, &model.weights.norm, eps)?;
     let head = &model.weights.lm_head;
-    let out = cross_entropy::forward_backward(&normed, head, &batch.targets, weight, &gradients.lm_head)?;
-    let drows = rms_norm::backward(&out.dx, &rows, &model.weights.norm, &rstd, &gradients.norm, None)?;
+    let (out, norm) = match trained {
+        Trained::Full(gradients) => (
+            cross_entropy::forward_backward(&normed, head, &batch.targets, weight, &gradients.lm_head)?,
+            gradients.norm.clone(),
+        ),
+        Trained::Adapter { .. } => (
+            cross_entropy::forward_backward_frozen(&normed, head, &batch.targets, weight)?,
+            model.weights.norm.zeros_like()?,
+        ),
+    };
+    let drows = rms_norm::backward(&out.dx, &rows, &model.weights.norm, &rstd, &norm, None)?;
     let mut dx = x.zeros_like()?;
     embedding::backward(&dx, &drows, &batch.trained_rows)?;
     drop(x);
-    let pass = model.pass(&batch.positions);
-    for i in (0..model.weights.layers.len()).rev() {
+    for index in (0..model.weights.layers.len()).rev() {
         // Dropped block by block: the activations' memory shrinks as the backward goes.
-        let Some(saved) = saved.pop() else { anyhow::bail!("a block saved nothing") };
-        let (weights, gradients) = (&model.weights.layers[i], &gradients.layers[i]);
-        dx = layer::backward(&dx, &saved, weights, gradients, &model.config.heads(i), &pass, &batch.cu_seqlens)?;
+        let Some(kept) = kept.pop() else { anyhow::bail!("a block saved nothing") };
+        dx = step.backward(index, &dx, kept)?;
     }
-    embedding::backward(&gradients.embed_tokens, &dx, &batch.token_ids)?;
+    if let Trained::Full(gradients) = trained {
+        embedding::backward(&gradients.embed_tokens, &dx, &batch.token_ids)?;
+    }
     Ok(out.loss)
+}
+
+/// What a block leaves behind for its backward.
+enum Kept {
+    All(Saved),
+    Input(Tensor),
+}
+
+/// One pass forth and back.
+struct Step<'a> {
+    model: &'a Decoder,
+    batch: &'a Microbatch,
+    trained: Trained<'a>,
+    options: &'a StepOptions,
+    noise: Noise,
+}
+
+impl<'a> Step<'a> {
+    fn forward(&self, kept: &mut Vec<Kept>) -> Result<Tensor> {
+        let mut x = embedding::forward(&self.model.weights.embed_tokens, &self.batch.token_ids)?;
+        self.add_neftune(&x)?;
+        for index in 0..self.model.weights.layers.len() {
+            let mut saved = Vec::new();
+            let keeps_all = !self.options.recompute_blocks;
+            let y = self.block(index, &x, keeps_all.then_some(&mut saved))?;
+            kept.push(match saved.pop() {
+                Some(saved) => Kept::All(saved),
+                None => Kept::Input(x),
+            });
+            x = y;
+        }
+        Ok(x)
+    }
+
+    fn block(&self, index: usize, x: &Tensor, saved: Option<&mut Vec<Saved>>) -> Result<Tensor> {
+        let adapter = match self.trained {
+            Trained::Full(_) => None,
+            Trained::Adapter { adapter, .. } => Some(adapter.layer(index, self.dropout())),
+        };
+        let context = Context { cu_seqlens: &self.batch.cu_seqlens, adapter };
+        let (pass, heads) = (self.model.pass(&self.batch.positions), self.model.config.heads(index));
+        Ok(layer::forward(x, &self.model.weights.layers[index], &heads, &pass, &context, saved)?)
+    }
+
+    fn backward(&self, index: usize, dy: &Tensor, kept: Kept) -> Result<Tensor> {
+        let saved = match kept {
+            Kept::All(saved) => saved,
+            Kept::Input(x) => {
+                let mut saved = Vec::new();
+                self.block(index, &x, Some(&mut saved))?;
+                let Some(saved) = saved.pop() else { anyhow::bail!("a block saved nothing") };
+                saved
+            }
+        };
+        let gradients = match self.trained {
+            Trained::Full(gradients) => layer::Gradients::Full(&gradients.layers[index]),
+            Trained::Adapter { adapter, gradients } => {
+                layer::Gradients::Adapter(adapter.layer(index, self.dropout()), gradients.layer_gradients(index))
+            }
+        };
+        let (pass, heads) = (self.model.pass(&self.batch.positions), self.model.config.heads(index));
+        let weights = &self.model.weights.layers[index];
+        Ok(layer::backward(dy, &saved, weights, &gradients, &heads, &pass, &self.batch.cu_seqlens)?)
+    }
+
+    fn dropout(&self) -> Option<(f32, Noise)> {
+        (self.options.lora_dropout > 0.0).then_some((self.options.lora_dropout, self.noise))
+    }
+
+    /// NEFTune: noise of at most `α / √(tokens · C)` on the embeddings of each sequence.
+    fn add_neftune(&self, x: &Tensor) -> Result<()> {
+        if self.options.neftune_noise_alpha == 0.0 {
+            return Ok(());
+        }
+        let hidden = self.model.config.hidden_size;
+        let mut magnitudes = Vec::with_capacity(self.batch.token_ids.len());
+        for bounds in self.batch.cu_seqlens.windows(2) {
+            let len = bounds[1] - bounds[0];
+            let magnitude = self.options.neftune_noise_alpha / ((len * hidden) as f32).sqrt();
+            magnitudes.resize(bounds[1], magnitude);
+        }
+        // A key of its own, beside those of the layers' masks.
+        Ok(add_uniform(x, &magnitudes, self.noise.with(u64::MAX))?)
+    }
 }
 
 /// Sum of the trained tokens' losses (natural logarithm), without gradients.
 pub fn evaluate_loss(model: &Decoder, batch: &Microbatch) -> Result<f64> {
-    let x = forward(model, batch, None)?;
+    evaluate_adapted_loss(model, None, batch)
+}
+
+/// [`evaluate_loss`] with an adapter beside the parameters; no noise, no dropout.
+pub fn evaluate_adapted_loss(model: &Decoder, adapter: Option<&Adapter>, batch: &Microbatch) -> Result<f64> {
+    let pass = model.pass(&batch.positions);
+    let mut x = embedding::forward(&model.weights.embed_tokens, &batch.token_ids)?;
+    for (i, weights) in model.weights.layers.iter().enumerate() {
+        let adapter = adapter.map(|adapter| adapter.layer(i, None));
+        let context = Context { cu_seqlens: &batch.cu_seqlens, adapter };
+        x = layer::forward(&x, weights, &model.config.heads(i), &pass, &context, None)?;
+    }
     let rows = embedding::forward(&x, &batch.trained_rows)?;
     let (normed, _) = rms_norm::forward(&rows, &model.weights.norm, model.config.rms_norm_eps)?;
     let losses = cross_entropy::losses(&normed, &model.weights.lm_head, &batch.targets)?;
     Ok(losses.into_iter().map(f64::from).sum())
-}
-
-fn forward(model: &Decoder, batch: &Microbatch, mut saved: Option<&mut Vec<Saved>>) -> Result<candle_core::Tensor> {
-    let pass = model.pass(&batch.positions);
-    let mut x = embedding::forward(&model.weights.embed_tokens, &batch.token_ids)?;
-    for (i, weights) in model.weights.layers.iter().enumerate() {
-        x = layer::forward(&x, weights, &model.config.heads(i), &pass, &batch.cu_seqlens, saved.as_deref_mut())?;
-    }
-    Ok(x)
 }

@@ -1,7 +1,7 @@
 //! Checkpoints: everything that a run needs to go on, whole or not at all.
 //!
-//! `checkpoint-N/` holds `model.safetensors`, `optimizer.safetensors` (both f32) and `trainer_state.json` with the
-//! hashes of the two. It is written under another name and renamed when it is on disk. A checkpoint whose hashes do not
+//! `checkpoint-N/` holds `model.safetensors` (what is trained: all weights, or the adapter), `optimizer.safetensors` (both
+//! f32) and `trainer_state.json` with the hashes of the two. It is written under another name and renamed when it is on disk. A checkpoint whose hashes do not
 //! match is passed over for the one before, with a warning.
 
 use std::{
@@ -16,13 +16,10 @@ use safetensors::{SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Optimizer;
-use crate::{
-    model::{Decoder, Weights},
-    records::{read_json, write_atomic, write_json},
-};
+use crate::records::{read_json, write_atomic, write_json};
 
 /// `trainer_state.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TrainerState {
     /// Optimizer steps taken.
     pub global_step: usize,
@@ -32,6 +29,18 @@ pub struct TrainerState {
     pub loss_sum: f64,
     /// Tokens seen.
     pub num_input_tokens_seen: usize,
+    /// Running mean of the step losses, for the spike rule.
+    #[serde(default)]
+    pub loss_average: f64,
+    /// Lowest validation loss so far, and the step after which it was measured.
+    #[serde(default)]
+    pub best: Option<(f64, usize)>,
+    /// The newest validation loss, and its step.
+    #[serde(default)]
+    pub last_evaluation: Option<(f64, usize)>,
+    /// Evaluations since the best.
+    #[serde(default)]
+    pub evaluations_without_improvement: usize,
     /// Hash of configuration and data: a checkpoint of another run is never taken up.
     pub run_hash: String,
     /// Hashes of the two weight files.
@@ -41,8 +50,17 @@ pub struct TrainerState {
 
 const FILES: [&str; 2] = ["model.safetensors", "optimizer.safetensors"];
 
-/// Writes `checkpoint-N` in `folder` and removes the oldest beyond `keep`.
-pub fn save(folder: &Path, model: &Decoder, optimizer: &Optimizer, state: &TrainerState, keep: usize) -> Result<()> {
+/// Which checkpoints stay when another one is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// The newest so many.
+    pub newest: usize,
+    /// That of this step too.
+    pub best: Option<usize>,
+}
+
+/// Writes `checkpoint-N` in `folder` and removes the oldest beyond those that are kept.
+pub fn save(folder: &Path, arena: &Tensor, optimizer: &Optimizer, state: &TrainerState, keep: Keep) -> Result<()> {
     let target = folder.join(format!("checkpoint-{}", state.global_step));
     let partial = folder.join(format!(".checkpoint-{}.partial", state.global_step));
     if partial.exists() {
@@ -51,7 +69,7 @@ pub fn save(folder: &Path, model: &Decoder, optimizer: &Optimizer, state: &Train
     fs::create_dir_all(&partial).with_context(|| format!("cannot create `{}`", partial.display()))?;
     let mut state = state.clone();
     let contents: [&[(&str, &Tensor)]; 2] =
-        [&[("arena", &model.weights.arena)], &[("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)]];
+        [&[("arena", arena)], &[("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)]];
     for (name, tensors) in FILES.iter().zip(contents) {
         let bytes = serialise(tensors)?;
         state.file_hashes.insert((*name).to_owned(), blake3::hash(&bytes).to_hex().to_string());
@@ -63,22 +81,18 @@ pub fn save(folder: &Path, model: &Decoder, optimizer: &Optimizer, state: &Train
     }
     fs::rename(&partial, &target).with_context(|| format!("cannot rename to `{}`", target.display()))?;
     let found = list(folder)?;
-    for (_, path) in &found[..found.len().saturating_sub(keep.max(1))] {
+    let old = &found[..found.len().saturating_sub(keep.newest.max(1))];
+    for (_, path) in old.iter().filter(|(step, _)| keep.best != Some(*step)) {
         fs::remove_dir_all(path).with_context(|| format!("cannot remove `{}`", path.display()))?;
     }
     Ok(())
 }
 
-/// Takes up the newest whole checkpoint of this run, if there is one.
-pub fn resume(
-    folder: &Path,
-    model: &mut Decoder,
-    optimizer: &mut Optimizer,
-    run_hash: &str,
-) -> Result<Option<TrainerState>> {
+/// Takes up the newest whole checkpoint of this run, if there is one: its state and the trained arena.
+pub fn resume(folder: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option<(TrainerState, Tensor)>> {
     for (_, path) in list(folder)?.into_iter().rev() {
-        match load(&path, model, optimizer, run_hash) {
-            Ok(Some(state)) => return Ok(Some(state)),
+        match load(&path, optimizer, run_hash) {
+            Ok(Some(found)) => return Ok(Some(found)),
             Ok(None) => {
                 tracing::warn!("`{}` belongs to another configuration or other data; passed over", path.display());
             }
@@ -86,6 +100,17 @@ pub fn resume(
         }
     }
     Ok(None)
+}
+
+/// The trained arena of one checkpoint.
+///
+/// **Errors**: it is missing, damaged, or of another run.
+pub fn load_arena(folder: &Path, step: usize, optimizer: &mut Optimizer, run_hash: &str) -> Result<Tensor> {
+    let path = folder.join(format!("checkpoint-{step}"));
+    match load(&path, optimizer, run_hash)? {
+        Some((_, arena)) => Ok(arena),
+        None => bail!("`{}` belongs to another run; expected the best checkpoint of this one", path.display()),
+    }
 }
 
 /// Removes all checkpoints.
@@ -96,7 +121,7 @@ pub fn remove_all(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn load(path: &Path, model: &mut Decoder, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option<TrainerState>> {
+fn load(path: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option<(TrainerState, Tensor)>> {
     let state: TrainerState = read_json(&path.join("trainer_state.json"))?;
     if state.run_hash != run_hash {
         return Ok(None);
@@ -110,12 +135,11 @@ fn load(path: &Path, model: &mut Decoder, optimizer: &mut Optimizer, run_hash: &
         Ok(bytes)
     };
     let (weights, moments) = (read(FILES[0])?, read(FILES[1])?);
-    let len = model.layout.len;
+    let len = optimizer.first.elem_count();
     let arena = values(&weights, "arena", len)?;
     let (first, second) = (values(&moments, "exp_avg", len)?, values(&moments, "exp_avg_sq", len)?);
-    model.weights = Weights::new(&model.config, &model.layout, arena)?;
     (optimizer.first, optimizer.second, optimizer.step) = (first, second, state.global_step);
-    Ok(Some(state))
+    Ok(Some((state, arena)))
 }
 
 /// Checkpoints in a folder, by step.

@@ -1,19 +1,24 @@
 //! Training rows: JSONL to tokens with a mask of what is trained.
+//!
+//! Files are read in blocks of rows. A row's text is gone once its block is tokenised: what stays is 5 bytes per token
+//! (the id and whether it is trained) and the row's id, whatever the size of the file.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{ops::Range, path::Path};
 
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::rows::{Row, RowContent};
 use crate::{
     chat_template::{ChatTemplate, encode_prompt_with_offsets},
-    language_model::Message,
     records::JsonlReader,
     seed,
     tokenizer::Tokenizer,
 };
+
+/// Rows that are in memory as text at a time.
+const BLOCK_ROWS: usize = 1024;
 
 /// One conversation or document, tokenised.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,13 +29,6 @@ pub struct Example {
     pub token_ids: Vec<u32>,
     /// Whether each token is something that the model learns to write.
     pub trained: Vec<bool>,
-}
-
-impl Example {
-    fn train_on_everything(mut self) -> Self {
-        self.trained.fill(true);
-        self
-    }
 }
 
 /// Everything that one file gave.
@@ -56,55 +54,81 @@ impl Dataset {
     pub fn num_tokens(&self) -> usize {
         self.examples.iter().map(|example| example.token_ids.len()).sum()
     }
-}
 
-/// A row as a file holds it: a conversation or plain text.
-#[derive(Debug, Deserialize)]
-struct Row {
-    id: Option<Value>,
-    messages: Option<Vec<Message>>,
-    text: Option<String>,
-    #[serde(flatten)]
-    rest: BTreeMap<String, Value>,
-}
-
-/// Reads rows `{"id", "messages"}` (loss on the assistant's turns, their end-of-turn token included) or
-/// `{"id", "text"}` (loss on every token, an end-of-sequence token is added).
-///
-/// **Errors**: name the file, the line and what was expected.
-pub fn read(
-    path: &Path,
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-    eos_token_id: Option<u32>,
-    max_length: usize,
-    assistant_only_loss: bool,
-) -> Result<Dataset> {
-    let mut reader = JsonlReader::<Row>::open(path)?;
-    let mut rows = Vec::new();
-    while let Some(row) = reader.next() {
-        rows.push((reader.line_number(), row?));
-    }
-    let has_messages = rows.iter().any(|(_, row)| row.messages.is_some());
-    let examples: Vec<Example> = rows
-        .into_par_iter()
-        .map(|(line, row)| {
-            tokenise(row, line, tokenizer, template, eos_token_id)
-                .with_context(|| format!("`{}` line {line}", path.display()))
-        })
-        .map(|example| example.map(|example| if assistant_only_loss { example } else { example.train_on_everything() }))
-        .collect::<Result<_>>()?;
-    let mut dataset = Dataset { has_messages, ..Dataset::default() };
-    for mut example in examples {
+    fn push(&mut self, mut example: Example, max_length: usize) {
         if example.token_ids.len() > max_length {
             example.token_ids.truncate(max_length);
             example.trained.truncate(max_length);
-            dataset.num_truncated += 1;
+            self.num_truncated += 1;
         }
         if example.trained.iter().skip(1).any(|&trained| trained) {
-            dataset.examples.push(example);
+            self.examples.push(example);
         } else {
-            dataset.num_without_target += 1;
+            self.num_without_target += 1;
+        }
+    }
+}
+
+/// How rows become tokens.
+#[derive(Clone, Copy)]
+pub struct Encoding<'a> {
+    /// The student's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// What conversations are rendered with.
+    pub template: Option<&'a ChatTemplate>,
+    /// Ends a text or a completion.
+    pub eos_token_id: Option<u32>,
+    /// Longest row in tokens; longer ones are cut at the end.
+    pub max_length: usize,
+    /// Loss on the assistant's turns and on completions alone; off, on every token.
+    pub assistant_only_loss: bool,
+}
+
+/// A row as the model sees it.
+pub struct Rendered {
+    /// The whole text, without an added end-of-sequence token.
+    pub text: String,
+    /// Bytes of it that are trained.
+    pub trained: Vec<Range<usize>>,
+    /// Whether a chat template made it.
+    pub is_conversation: bool,
+}
+
+/// A row as tokens.
+pub struct RowTokens {
+    /// All of them.
+    pub token_ids: Vec<u32>,
+    /// The bytes of the text that each covers; an added end of sequence has none here.
+    pub offsets: Vec<Range<usize>>,
+    /// Whether each is trained.
+    pub trained: Vec<bool>,
+}
+
+/// Reads rows of every format of [`super::rows`]. Trained are the assistant's turns, their end-of-turn token included,
+/// or the completion and an end-of-sequence token.
+///
+/// **Errors**: name the file, the line, the field and what was expected.
+pub fn read(path: &Path, encoding: &Encoding) -> Result<Dataset> {
+    let mut reader = JsonlReader::<Map<String, Value>>::open(path)?;
+    let mut dataset = Dataset::default();
+    let mut block = Vec::with_capacity(BLOCK_ROWS);
+    loop {
+        while block.len() < BLOCK_ROWS {
+            let Some(row) = reader.next() else { break };
+            block.push((reader.line_number(), row?));
+        }
+        if block.is_empty() {
+            break;
+        }
+        let examples: Vec<(Example, bool)> = block
+            .par_drain(..)
+            .map(|(line, row)| {
+                encoding.tokenise(row, line).with_context(|| format!("`{}` line {line}", path.display()))
+            })
+            .collect::<Result<_>>()?;
+        for (example, is_conversation) in examples {
+            dataset.has_messages |= is_conversation;
+            dataset.push(example, encoding.max_length);
         }
     }
     if dataset.examples.is_empty() {
@@ -113,54 +137,155 @@ pub fn read(
     Ok(dataset)
 }
 
-fn tokenise(
-    row: Row,
-    line: usize,
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-    eos_token_id: Option<u32>,
-) -> Result<Example> {
-    let id = match row.id {
-        Some(Value::String(id)) => id,
-        Some(id) => id.to_string(),
-        None => seed::record_id(&["line", &line.to_string()]),
-    };
-    match (row.messages, row.text) {
-        (Some(messages), _) => {
-            let template = template.context(
-                "the row is a conversation, but the model has no chat template (expected `chat_template.jinja` or \
-                 `chat_template` in tokenizer_config.json; or set `train.chat_template`)",
-            )?;
-            let (token_ids, trained) = conversation(&messages, tokenizer, template)?;
-            Ok(Example { id, token_ids, trained })
+impl Encoding<'_> {
+    fn tokenise(&self, row: Map<String, Value>, line: usize) -> Result<(Example, bool)> {
+        let row = Row::parse(row)?;
+        let rendered = self.render(&row.content)?;
+        let RowTokens { token_ids, trained, .. } = self.tokens_with_offsets(&rendered)?;
+        let id = row.id.unwrap_or_else(|| seed::record_id(&["line", &line.to_string()]));
+        Ok((Example { id, token_ids, trained }, rendered.is_conversation))
+    }
+
+    /// The text that the model is trained on.
+    pub fn render(&self, content: &RowContent) -> Result<Rendered> {
+        match content {
+            RowContent::Conversation { messages, trained } => {
+                let template = self.template.context(
+                    "the row is a conversation, but the model has no chat template (expected `chat_template.jinja` \
+                     or `chat_template` in tokenizer_config.json; or set `train.chat_template`)",
+                )?;
+                let (text, ranges) = template.render_for_training(messages)?;
+                let assistant = messages.iter().zip(trained).filter(|(message, _)| message.role == "assistant");
+                let ranges = ranges.into_iter().zip(assistant).filter(|(_, (_, trained))| **trained);
+                Ok(Rendered { text, trained: ranges.map(|(range, _)| range).collect(), is_conversation: true })
+            }
+            RowContent::Completion { prompt, completion } => {
+                let range = prompt.len()..prompt.len() + completion.len();
+                Ok(Rendered { text: format!("{prompt}{completion}"), trained: vec![range], is_conversation: false })
+            }
         }
-        (None, Some(text)) => {
-            let mut token_ids = tokenizer.encode(&text, true)?;
-            token_ids.extend(eos_token_id);
-            let trained = vec![true; token_ids.len()];
-            Ok(Example { id, token_ids, trained })
+    }
+
+    /// Tokens of a rendered row.
+    pub fn tokens_with_offsets(&self, rendered: &Rendered) -> Result<RowTokens> {
+        let (mut token_ids, offsets) = if rendered.is_conversation {
+            encode_prompt_with_offsets(self.tokenizer, &rendered.text)?
+        } else {
+            self.tokenizer.encode_with_offsets(&rendered.text, true)?
+        };
+        let is_plain_text = !rendered.is_conversation && rendered.trained.first().is_some_and(|range| range.start == 0);
+        let mut trained = if is_plain_text { vec![true; token_ids.len()] } else { mask(&offsets, &rendered.trained) };
+        if !rendered.is_conversation {
+            token_ids.extend(self.eos_token_id);
+            trained.resize(token_ids.len(), true);
         }
-        (None, None) => {
-            let keys: Vec<&String> = row.rest.keys().collect();
-            bail!("expected a row with `messages` or `text`, found the keys {keys:?}")
+        if !self.assistant_only_loss {
+            trained.fill(true);
         }
+        Ok(RowTokens { token_ids, offsets, trained })
     }
 }
 
-/// Tokens of a conversation, and which of them belong to the assistant's turns.
-pub fn conversation(
-    messages: &[Message],
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-) -> Result<(Vec<u32>, Vec<bool>)> {
-    let (text, ranges) = template.render_for_training(messages)?;
-    let (token_ids, offsets) = encode_prompt_with_offsets(tokenizer, &text)?;
-    let trained = offsets
-        .iter()
-        .map(|offset| {
-            // A token without width (an added BOS) is never trained; one that straddles a border counts by its start.
-            !offset.is_empty() && ranges.iter().any(|range| range.contains(&offset.start))
-        })
-        .collect();
-    Ok((token_ids, trained))
+/// A token without width (an added BOS) is never trained; one that straddles a border counts by its start.
+fn mask(offsets: &[Range<usize>], ranges: &[Range<usize>]) -> Vec<bool> {
+    let is_trained =
+        |offset: &Range<usize>| !offset.is_empty() && ranges.iter().any(|range| range.contains(&offset.start));
+    offsets.iter().map(is_trained).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads rows with the fixture's tokenizer (id 0 to 2 special, `t3` … `t95` the words) and template.
+    fn read_rows(rows: &str, assistant_only_loss: bool) -> Result<Dataset> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama");
+        let tokenizer = Tokenizer::load(&directory)?;
+        let template = ChatTemplate::load(&directory, &tokenizer)?;
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, rows)?;
+        let encoding = Encoding {
+            tokenizer: &tokenizer,
+            template: template.as_ref(),
+            eos_token_id: Some(2),
+            max_length: 64,
+            assistant_only_loss,
+        };
+        read(&path, &encoding)
+    }
+
+    fn written(example: &Example) -> Vec<u32> {
+        example.token_ids.iter().zip(&example.trained).filter(|(_, trained)| **trained).map(|(id, _)| *id).collect()
+    }
+
+    #[test]
+    fn the_same_conversation_gives_the_same_tokens_in_every_format() -> Result<()> {
+        let data = read_rows(
+            r#"{"messages":[{"role":"user","content":"t3 t4"},{"role":"assistant","content":"t5 t6"}]}
+{"conversations":[{"from":"human","value":"t3 t4"},{"from":"gpt","value":"t5 t6"}]}
+{"instruction":"t3 t4","input":"","output":"t5 t6"}
+{"prompt":[{"role":"user","content":"t3 t4"}],"completion":[{"role":"assistant","content":"t5 t6"}]}
+"#,
+            true,
+        )?;
+        assert!(data.has_messages);
+        assert_eq!(data.examples.len(), 4);
+        for example in &data.examples {
+            assert_eq!(example.token_ids, data.examples[0].token_ids);
+            assert_eq!(example.trained, data.examples[0].trained);
+        }
+        let written = written(&data.examples[0]);
+        assert_eq!(written[written.len() - 3..], [5, 6, 2], "the answer and the token that ends the turn");
+        assert!(!written.contains(&3), "the question is not trained");
+        Ok(())
+    }
+
+    #[test]
+    fn every_turn_of_the_assistant_is_trained_unless_it_belongs_to_the_prompt_or_weighs_nothing() -> Result<()> {
+        let turns = |weight: &str| {
+            format!(
+                r#"[{{"role":"user","content":"t3"}},{{"role":"assistant","content":"t5"{weight}}},{{"role":"user","content":"t4"}}"#
+            )
+        };
+        let last = r#"{"role":"assistant","content":"t6"}"#;
+        let data = read_rows(
+            &format!(
+                "{{\"messages\":{},{last}]}}\n{{\"messages\":{},{last}]}}\n{{\"prompt\":{}],\"completion\":[{last}]}}\n",
+                turns(""),
+                turns(",\"weight\":0"),
+                turns("")
+            ),
+            true,
+        )?;
+        assert_eq!(data.examples[0].token_ids, data.examples[2].token_ids);
+        assert_eq!(written(&data.examples[0]).iter().filter(|id| **id > 2).collect::<Vec<_>>(), [&5, &6]);
+        assert_eq!(written(&data.examples[0]).iter().filter(|id| **id == 2).count(), 2, "both ends of turn");
+        for example in &data.examples[1..] {
+            assert_eq!(written(example).iter().filter(|id| **id > 2).collect::<Vec<_>>(), [&6]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_completion_is_trained_with_its_end_and_a_text_as_a_whole() -> Result<()> {
+        let rows = "{\"prompt\":\"t3 t4\",\"completion\":\" t5\"}\n{\"text\":\"t3 t4 t5\"}\n";
+        let data = read_rows(rows, true)?;
+        assert_eq!(written(&data.examples[0]), [5, 2]);
+        assert_eq!(data.examples[0].token_ids, data.examples[1].token_ids);
+        assert!(data.examples[1].trained.iter().all(|trained| *trained) && !data.has_messages);
+        assert!(read_rows(rows, false)?.examples[0].trained.iter().all(|trained| *trained));
+        Ok(())
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_file_and_line_also_behind_the_first_block() {
+        let mut rows = "{\"text\":\"t3 t4\"}\n".repeat(2 * BLOCK_ROWS);
+        assert_eq!(read_rows(&rows, true).map(|data| data.examples.len()).unwrap(), 2 * BLOCK_ROWS);
+        rows.push_str("{\"messages\":[{\"role\":\"user\",\"content\":7}]}\n");
+        let error = format!("{:#}", read_rows(&rows, true).expect_err("the last line is wrong"));
+        for part in ["rows.jsonl` line 2049", "`messages[0].content` is a number, expected a text"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }

@@ -1,15 +1,22 @@
 //! Stage 3, `train`: rows to a student.
 //!
 //! *Reads* `curate/train.jsonl` and `valid.jsonl` and the student's model directory. *Writes* `train/metrics.jsonl`,
-//! `train/checkpoint-N/`, and at the end `train/student/` (a Hugging Face directory) and `train/train_results.json`.
+//! `train/checkpoint-N/`, and at the end `train/student/` (a Hugging Face directory), `train/train_results.json` and, where an
+//! adapter was trained, `train/adapter/` (PEFT's format).
 //! *Rejects* nothing: rows cut or left out are counted. *Resumes* at the newest whole checkpoint; on the CPU in f32 the
 //! student's weights are byte-identical whether the run was interrupted or not.
 
 mod checkpoint;
 mod dataset;
+mod forecast;
+mod monitor;
 mod optimizer;
 mod output;
+mod plan;
+mod rows;
 mod schedule;
+mod target;
+mod tensorboard;
 mod trainer;
 
 use std::path::{Path, PathBuf};
@@ -19,11 +26,14 @@ use clap::Args;
 
 pub use self::{
     checkpoint::TrainerState,
-    dataset::{Dataset, Example, conversation, read},
+    dataset::{Dataset, Encoding, Example, Rendered, RowTokens, read},
+    forecast::{Forecast, flops_per_token, measured_flops},
     optimizer::Optimizer,
     output::TrainResults,
+    rows::{Row, RowContent, RowFormat},
     schedule::Schedule,
-    trainer::chat_template,
+    target::{Target, adapter_shape},
+    trainer::{DryRun, chat_template},
 };
 use crate::{
     cli::StageArgs,
@@ -52,6 +62,9 @@ pub struct TrainArgs {
     /// Where checkpoints and the trained model go.
     #[arg(long, value_name = "DIR", requires = "model")]
     pub output: Option<PathBuf>,
+    /// Say what the run would need (memory by part, tokens, time) and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// What one training run reads and writes.
@@ -79,6 +92,9 @@ pub fn main(args: &TrainArgs) -> Result<()> {
                 valid: args.valid.clone(),
                 output: output.clone(),
             };
+            if args.dry_run {
+                return forecast_run(&job, args.stage.json);
+            }
             train(&job)?
         }
         _ => {
@@ -88,6 +104,9 @@ pub fn main(args: &TrainArgs) -> Result<()> {
                 ));
             }
             let run_dir = RunDir::open(&args.stage.run_dir_path(), &config)?;
+            if args.dry_run {
+                return forecast_run(&stage_job(&config, &run_dir)?, args.stage.json);
+            }
             run(&config, &run_dir)?
         }
     };
@@ -99,6 +118,10 @@ pub fn main(args: &TrainArgs) -> Result<()> {
 
 /// Runs the stage on a run directory.
 pub fn run(config: &Config, run_dir: &RunDir) -> Result<TrainResults> {
+    train(&stage_job(config, run_dir)?)
+}
+
+fn stage_job<'a>(config: &'a Config, run_dir: &RunDir) -> Result<Job<'a>> {
     let data = run_dir.stage_file("curate", "train.jsonl");
     if !data.exists() {
         return Err(Failure::MissingInput(format!(
@@ -110,13 +133,46 @@ pub fn run(config: &Config, run_dir: &RunDir) -> Result<TrainResults> {
     }
     let valid = run_dir.stage_file("curate", "valid.jsonl");
     let valid = valid.metadata().is_ok_and(|file| file.len() > 0).then_some(valid);
-    train(&Job { config, model: config.student.clone(), data, valid, output: run_dir.stage("train") })
+    Ok(Job { config, model: config.student.clone(), data, valid, output: run_dir.stage("train") })
 }
 
-fn train(job: &Job) -> Result<TrainResults> {
+fn forecast_run(job: &Job, as_json: bool) -> Result<()> {
+    check(job)?;
+    let found = trainer::dry_run(job, &trainer::prepare(job, &job.config.device.open()?)?)?;
+    if as_json {
+        telemetry::print_result(serde_json::to_string(&found)?);
+        return Ok(());
+    }
+    telemetry::print_result(format!(
+        "{:<16}{} of {} rows ({} tokens a pass, {} of them trained)\n{:<16}{} in all, about {} at {:.0} tokens/s\n\
+         {:<16}{}\n{:<16}{} of {}",
+        "steps",
+        found.steps,
+        found.rows,
+        found.tokens_per_epoch,
+        found.trained_tokens_per_epoch,
+        "tokens",
+        found.tokens,
+        monitor::duration(found.seconds),
+        found.tokens_per_second,
+        "memory",
+        found.memory.text(),
+        "trained",
+        found.memory.trained_parameters,
+        found.memory.parameters,
+    ));
+    Ok(())
+}
+
+fn check(job: &Job) -> Result<()> {
     if job.model.model.is_empty() {
         return Err(usage("no student is named: set `student.model` to a directory or `org/name`"));
     }
+    Ok(())
+}
+
+fn train(job: &Job) -> Result<TrainResults> {
+    check(job)?;
     let device = job.config.device.open()?;
     let prepared = trainer::prepare(job, &device)?;
     let results_file = job.output.join("train_results.json");

@@ -1,18 +1,13 @@
-//! AdamW over the model's arena, with weight decay on matrices only and clipping by global norm.
+//! AdamW over an arena, with weight decay on matrices only and clipping by global norm.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use glan_kernels::{adamw, fill_zero};
 
-use crate::{
-    config::TrainConfig,
-    model::{Decoder, Weights},
-};
+use crate::{config::TrainConfig, model::Layout};
 
-/// Optimizer state and the gradient arena.
+/// Optimizer state of an arena: that of a model, or of an adapter.
 pub struct Optimizer {
-    /// Gradients, in the model's layout.
-    pub gradients: Weights,
     /// First moments, `[P]`.
     pub first: Tensor,
     /// Second moments, `[P]`.
@@ -24,23 +19,28 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Fresh state for a model.
-    pub fn new(model: &Decoder) -> Result<Self> {
-        let zeros = || Tensor::zeros(model.layout.len, DType::F32, &Device::Cpu);
+    /// Fresh state for an arena of this layout.
+    pub fn new(layout: &Layout) -> Result<Self> {
+        let zeros = || Tensor::zeros(layout.len, DType::F32, &Device::Cpu);
         let mut runs: Vec<(usize, usize, bool)> = Vec::new();
-        for tensor in model.layout.tensors.iter() {
+        for tensor in layout.tensors.iter() {
             match runs.last_mut() {
                 Some((_, len, decays)) if *decays == tensor.decays() => *len += tensor.len(),
                 _ => runs.push((tensor.offset, tensor.len(), tensor.decays())),
             }
         }
-        let gradients = Weights::new(&model.config, &model.layout, zeros()?)?;
-        Ok(Self { gradients, first: zeros()?, second: zeros()?, step: 0, runs })
+        Ok(Self { first: zeros()?, second: zeros()?, step: 0, runs })
     }
 
-    /// Clips, updates the model's parameters in place, clears the gradients. Returns the norm before clipping.
-    pub fn update(&mut self, model: &Decoder, config: &TrainConfig, learning_rate: f64) -> Result<f64> {
-        let norm = adamw::norm(&self.gradients.arena)?;
+    /// Clips, updates `parameters [P]` in place, clears `gradients [P]`. Returns the norm before clipping.
+    pub fn update(
+        &mut self,
+        parameters: &Tensor,
+        gradients: &Tensor,
+        config: &TrainConfig,
+        learning_rate: f64,
+    ) -> Result<f64> {
+        let norm = adamw::norm(gradients)?;
         let clips = config.max_grad_norm > 0.0 && norm > config.max_grad_norm;
         self.step += 1;
         for &(offset, len, decays) in &self.runs {
@@ -54,10 +54,9 @@ impl Optimizer {
                 step: self.step,
                 gradient_scale: if clips { config.max_grad_norm / norm } else { 1.0 },
             };
-            let (parameters, gradients) = (view(&model.weights.arena)?, view(&self.gradients.arena)?);
-            adamw::step(&parameters, &gradients, &view(&self.first)?, &view(&self.second)?, &with)?;
+            adamw::step(&view(parameters)?, &view(gradients)?, &view(&self.first)?, &view(&self.second)?, &with)?;
         }
-        fill_zero(&self.gradients.arena)?;
+        fill_zero(gradients)?;
         Ok(norm)
     }
 }

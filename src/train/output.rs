@@ -4,11 +4,11 @@ use anyhow::{Result, bail};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::{Job, trainer::Prepared};
+use super::{Job, target::Target, trainer::Prepared};
 use crate::{
-    config::TrainInit,
+    config::{TrainConfig, TrainInit, TrainMethod},
     device::DtypeChoice,
-    model::{Decoder, export},
+    model::{Adapter, Decoder, Microbatch, evaluate_adapted_loss, evaluate_loss, export, load_adapter, save_adapter},
     records::{write_atomic, write_json},
     tokenizer::Tokenizer,
 };
@@ -24,6 +24,9 @@ pub struct TrainResults {
     pub train_loss: f64,
     /// On the validation rows, at the end.
     pub eval_loss: Option<f64>,
+    /// The step whose weights these are, where that is not the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<usize>,
     /// Rows trained on.
     pub num_rows: usize,
     /// Rows cut at the longest length.
@@ -36,8 +39,12 @@ pub struct TrainResults {
     pub run_hash: String,
 }
 
-/// Writes `student/` and `train_results.json`; the student is loaded again and compared before this says done.
-pub fn write(job: &Job, prepared: &Prepared, results: &TrainResults) -> Result<()> {
+/// Writes `adapter/` (where one was trained), `student/` and `train_results.json`; each model is loaded again and compared
+/// before this says done.
+pub fn write(job: &Job, prepared: &Prepared, target: &Target, results: &TrainResults) -> Result<()> {
+    if let Some(adapter) = target.adapter() {
+        write_adapter(job, prepared, adapter)?;
+    }
     let folder = job.output.join("student");
     let dtype = weight_type(&prepared.model);
     let mut eos: Vec<u32> = Vec::new();
@@ -64,6 +71,34 @@ pub fn write(job: &Job, prepared: &Prepared, results: &TrainResults) -> Result<(
     write_json(&job.output.join("train_results.json"), results)
 }
 
+/// Writes `adapter/`, reads it back, compares it bit for bit, and merges it into the student's weights; the merged model
+/// must give the loss that base and adapter give.
+fn write_adapter(job: &Job, prepared: &Prepared, adapter: &Adapter) -> Result<()> {
+    let folder = job.output.join("adapter");
+    Tokenizer::copy_files(&prepared.directory, &folder)?;
+    if let Some(template) = prepared.template.as_ref().filter(|_| prepared.data.has_messages) {
+        write_atomic(&folder.join("chat_template.jinja"), template.source().as_bytes())?;
+    }
+    save_adapter(adapter, &folder, &job.model.model, job.config.train.lora_dropout)?;
+    let again = load_adapter(&folder, &prepared.model.config)?;
+    if again.shape != adapter.shape || glan_kernels::to_vec(&again.arena)? != glan_kernels::to_vec(&adapter.arena)? {
+        bail!("`{}` does not hold the trained adapter when loaded again", folder.display());
+    }
+    let mut batch = Microbatch::default();
+    for example in prepared.data.examples.iter().take(4) {
+        batch.push(&example.token_ids, &example.trained);
+    }
+    let beside = evaluate_adapted_loss(&prepared.model, Some(&again), &batch)?;
+    let model = &prepared.model;
+    again.merge_into(&model.config, &model.layout, &model.weights.arena)?;
+    let merged = evaluate_loss(model, &batch)?;
+    // Products in another order; far below what a wrong scale or a missing projection does.
+    if (beside - merged).abs() > 1e-3 * beside.abs().max(1.0) {
+        bail!("the merged student has loss {merged} where base and adapter have {beside}; `{}`", folder.display());
+    }
+    Ok(())
+}
+
 /// The type that the student's own checkpoint has.
 fn weight_type(model: &Decoder) -> Dtype {
     let named = ["torch_dtype", "dtype"].iter().find_map(|key| model.config.raw.get(*key)?.as_str());
@@ -76,11 +111,12 @@ fn model_card(job: &Job, results: &TrainResults) -> String {
         TrainInit::Checkpoint => format!("base_model: {}\n", job.model.model),
         TrainInit::Random => String::new(),
     };
+    let method = method_in_words(settings);
     let eval_loss = results.eval_loss.map_or_else(|| "not measured".to_owned(), |loss| format!("{loss:.4}"));
     format!(
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}tags: [glan, synthetic]\n---\n\n\
          # A student trained by glan {}\n\n\
-         Full fine-tuning on {} rows, {:.2} epochs, {} steps of {} conversations, peak learning rate {:e}, seed {}.\n\n\
+         {method} on {} rows, {:.2} epochs, {} steps of {} conversations, peak learning rate {:e}, seed {}.\n\n\
          Mean training loss {:.4}, validation loss {eval_loss}.\n",
         env!("CARGO_PKG_VERSION"),
         results.num_rows,
@@ -91,4 +127,17 @@ fn model_card(job: &Job, results: &TrainResults) -> String {
         job.config.seed,
         results.train_loss,
     )
+}
+
+fn method_in_words(settings: &TrainConfig) -> String {
+    match settings.method {
+        TrainMethod::Full => "Full fine-tuning".to_owned(),
+        TrainMethod::Lora => format!(
+            "{}LoRA of rank {} (alpha {}, {}), merged, trained",
+            if settings.use_dora { "DoRA, a form of " } else { "" },
+            settings.lora_r,
+            settings.lora_alpha,
+            settings.lora_target_modules.join(", "),
+        ),
+    }
 }

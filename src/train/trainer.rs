@@ -1,33 +1,30 @@
 //! The training loop.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use rand::seq::SliceRandom;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{
     Job,
     checkpoint::{self, TrainerState},
     dataset::{self, Dataset},
+    forecast::{Forecast, available_bytes, flops_per_token, measured_flops},
+    monitor::{Monitor, StepMetrics, check_loss, row_ids},
     optimizer::Optimizer,
     output::{self, TrainResults},
+    plan::{Plan, micro_batches},
     schedule::Schedule,
+    target::Target,
 };
 use crate::{
     chat_template::ChatTemplate,
-    config::TrainInit,
+    config::{ActivationCheckpointing, TrainConfig, TrainInit},
     error::usage,
     interrupt,
-    model::{Decoder, DecoderConfig, Microbatch, evaluate_loss, loss_and_gradients},
-    model_dir,
-    records::{JsonlWriter, read_partial_jsonl, write_atomic},
-    seed,
-    telemetry::Progress,
+    model::{Adapter, Decoder, DecoderConfig, StepOptions, train_step},
+    model_dir, seed,
     tokenizer::Tokenizer,
 };
 
@@ -39,24 +36,12 @@ pub struct Prepared {
     pub directory: std::path::PathBuf,
     pub data: Dataset,
     pub valid: Option<Dataset>,
+    /// Longest row that the settings allow, in tokens.
+    pub max_length: usize,
+    /// What the run will need.
+    pub forecast: Forecast,
     /// Hash of model, data and settings.
     pub run_hash: String,
-}
-
-/// One line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct MetricsRow {
-    step: usize,
-    epoch: f64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    loss: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    eval_loss: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    learning_rate: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    grad_norm: Option<f64>,
-    tokens: usize,
 }
 
 /// Loads model, tokenizer and rows.
@@ -73,10 +58,15 @@ pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
     let context = model.config.max_position_embeddings;
     let max_length = if settings.max_length == 0 { context } else { settings.max_length.min(context) };
     let eos = model.config.eos_token_ids.first().copied().or(tokenizer.eos_token_id());
-    let read =
-        |path: &Path| dataset::read(path, &tokenizer, template.as_ref(), eos, max_length, settings.assistant_only_loss);
-    let data = read(&job.data)?;
-    let valid = job.valid.as_deref().map(read).transpose()?;
+    let encoding = dataset::Encoding {
+        tokenizer: &tokenizer,
+        template: template.as_ref(),
+        eos_token_id: eos,
+        max_length,
+        assistant_only_loss: settings.assistant_only_loss,
+    };
+    let data = dataset::read(&job.data, &encoding)?;
+    let valid = job.valid.as_deref().map(|path| dataset::read(path, &encoding)).transpose()?;
     tracing::info!(
         "{} rows, {} tokens, {} of them trained; {} cut at {max_length} tokens, {} without a trained token left out",
         data.examples.len(),
@@ -85,8 +75,16 @@ pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
         data.num_truncated,
         data.num_without_target,
     );
+    let longest = data.examples.iter().map(|example| example.token_ids.len()).max().unwrap_or(0);
+    let longest = if settings.packing { max_length } else { longest };
+    let forecast = Forecast::new(&model.config, settings, longest)?;
+    tracing::info!("memory: about {}", forecast.text());
+    if let Some(available) = available_bytes() {
+        // The weights are loaded already.
+        forecast.check(available + 4 * model.num_parameters(), &model.config, settings, longest)?;
+    }
     let run_hash = run_hash(job, &model)?;
-    Ok(Prepared { model, tokenizer, template, directory, data, valid, run_hash })
+    Ok(Prepared { model, tokenizer, template, directory, data, valid, max_length, forecast, run_hash })
 }
 
 /// The template that conversations are rendered with: the configured file, else the model's own, else the plain one.
@@ -120,220 +118,235 @@ fn run_hash(job: &Job, model: &Decoder) -> Result<String> {
     Ok(hasher.finalize().to_hex()[..16].to_owned())
 }
 
-/// How the rows are cut into steps.
-struct Plan {
-    rows: usize,
-    batch: usize,
-    total_steps: usize,
-}
-
-impl Plan {
-    fn steps_per_epoch(&self) -> usize {
-        self.rows.div_ceil(self.batch)
-    }
-
-    /// The rows of step `step` (from 0): every epoch has its own order.
-    fn batch_rows(&self, run_seed: u64, step: usize, order: &mut (usize, Vec<usize>)) -> Vec<usize> {
-        let (epoch, at) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
-        if order.1.is_empty() || order.0 != epoch {
-            let mut rows: Vec<usize> = (0..self.rows).collect();
-            rows.shuffle(&mut seed::stream(run_seed, "train", &format!("epoch-{epoch}")));
-            *order = (epoch, rows);
-        }
-        order.1[at * self.batch..((at + 1) * self.batch).min(self.rows)].to_vec()
-    }
-}
-
 /// Trains from the newest checkpoint (or the start) to the end, and writes the student.
-pub fn run(job: &Job, mut prepared: Prepared) -> Result<TrainResults> {
+pub fn run(job: &Job, prepared: Prepared) -> Result<TrainResults> {
+    let target = Target::new(&prepared.model, &job.config.train, job.config.seed)?;
+    let mut run = Run::start(job, prepared, target)?;
+    run.steps()?;
+    run.end()
+}
+
+/// What a run would do and need, without doing it: `glan train --dry-run`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DryRun {
+    /// Memory by part, in bytes.
+    pub memory: Forecast,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Rows of one pass.
+    pub rows: usize,
+    /// Tokens of one pass, and of them those with a loss.
+    pub tokens_per_epoch: usize,
+    /// See `tokens_per_epoch`.
+    pub trained_tokens_per_epoch: usize,
+    /// Tokens of all steps.
+    pub tokens: usize,
+    /// Measured on one step's micro-batch.
+    pub tokens_per_second: f64,
+    /// For all steps.
+    pub seconds: f64,
+}
+
+/// Measures one micro-batch and reckons from it; no weight changes and no file is written.
+pub fn dry_run(job: &Job, prepared: &Prepared) -> Result<DryRun> {
     let settings = &job.config.train;
-    let rows = prepared.data.examples.len();
-    let mut plan = Plan { rows, batch: settings.train_batch_size.min(rows), total_steps: 0 };
-    plan.total_steps = match settings.max_steps {
-        0 => (plan.steps_per_epoch() as f64 * settings.num_train_epochs).ceil() as usize,
-        steps => steps,
-    };
-    let schedule = Schedule::new(settings, plan.total_steps);
-    let mut optimizer = Optimizer::new(&prepared.model)?;
-    let fresh = TrainerState {
-        global_step: 0,
-        epoch: 0.0,
-        loss_sum: 0.0,
-        num_input_tokens_seen: 0,
-        run_hash: prepared.run_hash.clone(),
-        file_hashes: Default::default(),
-    };
-    let mut state = match checkpoint::resume(&job.output, &mut prepared.model, &mut optimizer, &prepared.run_hash)? {
-        Some(state) => {
-            tracing::info!("resuming at step {} of {}", state.global_step, plan.total_steps);
-            state
-        }
-        None => fresh,
-    };
-    let metrics_file = job.output.join("metrics.jsonl");
-    let mut metrics = reopen_metrics(&metrics_file, state.global_step)?;
-    let mut progress = Progress::new("train", state.global_step as u64, plan.total_steps as u64);
-    let mut order = (0, Vec::new());
-    let started = Instant::now();
-    let mut busy = (Duration::ZERO, 0usize);
-    while state.global_step < plan.total_steps {
-        let step_started = Instant::now();
-        let learning_rate = schedule.learning_rate(state.global_step);
-        let rows = plan.batch_rows(job.config.seed, state.global_step, &mut order);
-        let (loss, tokens) = accumulate(&prepared, &optimizer, &rows, settings.max_tokens_per_micro_batch)?;
-        let grad_norm = optimizer.update(&prepared.model, settings, learning_rate)?;
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            return Err(diverged(&prepared, &rows, state.global_step, loss, grad_norm));
-        }
-        state.global_step += 1;
-        state.num_input_tokens_seen += tokens;
-        state.loss_sum += loss;
-        state.epoch = state.global_step as f64 / plan.steps_per_epoch() as f64;
-        let last = state.global_step == plan.total_steps;
-        if last || state.global_step.is_multiple_of(settings.logging_steps.max(1)) {
-            metrics.write(&MetricsRow {
-                step: state.global_step,
-                epoch: state.epoch,
-                loss: Some(loss),
-                eval_loss: None,
-                learning_rate: Some(learning_rate),
-                grad_norm: Some(grad_norm),
-                tokens: state.num_input_tokens_seen,
-            })?;
-        }
-        if settings.eval_steps > 0 && !last && state.global_step.is_multiple_of(settings.eval_steps) {
-            log_validation(&prepared, &state, settings.max_tokens_per_micro_batch, &mut metrics)?;
-        }
-        busy = (busy.0 + step_started.elapsed(), busy.1 + tokens);
-        progress.advance(1, &format!("loss {loss:.3} · {:.0} tokens/s", busy.1 as f64 / busy.0.as_secs_f64()));
-        let stop = interrupt::check();
-        let due = settings.save_steps > 0 && state.global_step.is_multiple_of(settings.save_steps);
-        if !last && (due || stop.is_err()) {
-            checkpoint::save(&job.output, &prepared.model, &optimizer, &state, settings.save_total_limit)?;
-        }
-        if !last {
-            stop?;
-        }
+    let plan = Plan::new(&prepared.data, settings, prepared.max_length);
+    let target = Target::new(&prepared.model, settings, job.config.seed)?;
+    let rows = plan.batch_rows(job.config.seed, 0, &mut (0, Vec::new()));
+    let batches = micro_batches(&prepared.data, &rows, settings.max_tokens_per_micro_batch);
+    let batch = batches.first().context("a step has at least one row")?;
+    let mut took = f64::INFINITY;
+    for _ in 0..2 {
+        let begun = Instant::now();
+        train_step(&prepared.model, batch, 1.0, target.trained(), &step_options(settings, 0))?;
+        took = took.min(begun.elapsed().as_secs_f64());
     }
-    progress.finish();
-    let eval_loss = log_validation(&prepared, &state, settings.max_tokens_per_micro_batch, &mut metrics)?;
-    metrics.sync()?;
-    let results = TrainResults {
-        global_step: state.global_step,
-        epoch: state.epoch,
-        train_loss: state.loss_sum / state.global_step.max(1) as f64,
-        eval_loss,
-        num_rows: prepared.data.examples.len(),
-        num_truncated: prepared.data.num_truncated,
-        num_without_target: prepared.data.num_without_target,
-        num_input_tokens_seen: state.num_input_tokens_seen,
-        run_hash: prepared.run_hash.clone(),
-    };
-    output::write(job, &prepared, &results)?;
-    checkpoint::remove_all(&job.output)?;
-    tracing::info!(
-        "trained {} steps, {} tokens in {:.0} s; mean loss {:.4}",
-        results.global_step,
-        busy.1,
-        started.elapsed().as_secs_f64(),
-        results.train_loss
-    );
-    Ok(results)
+    let tokens_per_second = batch.token_ids.len() as f64 / took;
+    let tokens_per_epoch = prepared.data.num_tokens();
+    let tokens = (tokens_per_epoch as f64 * plan.total_steps as f64 / plan.steps_per_epoch() as f64) as usize;
+    Ok(DryRun {
+        memory: prepared.forecast.clone(),
+        steps: plan.total_steps,
+        rows: prepared.data.examples.len(),
+        tokens_per_epoch,
+        trained_tokens_per_epoch: prepared.data.num_trained_tokens(),
+        tokens,
+        tokens_per_second,
+        seconds: tokens as f64 / tokens_per_second,
+    })
 }
 
-/// Adds the gradients of one batch, micro-batch by micro-batch; returns the mean loss of its trained tokens and its
-/// number of tokens.
-fn accumulate(prepared: &Prepared, optimizer: &Optimizer, rows: &[usize], max_tokens: usize) -> Result<(f64, usize)> {
-    let batches = pack(&prepared.data, rows, max_tokens);
-    let trained: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-    let weight = 1.0 / trained as f64;
-    let mut loss = 0.0;
-    for batch in &batches {
-        loss += loss_and_gradients(&prepared.model, batch, weight, &optimizer.gradients)?;
+fn step_options(settings: &TrainConfig, noise_key: u64) -> StepOptions {
+    StepOptions {
+        lora_dropout: settings.lora_dropout as f32,
+        neftune_noise_alpha: settings.neftune_noise_alpha as f32,
+        noise_key,
+        recompute_blocks: settings.activation_checkpointing == ActivationCheckpointing::Block,
     }
-    Ok((loss, batches.iter().map(|batch| batch.token_ids.len()).sum()))
 }
 
-/// Packs rows, in order, into micro-batches of at most `max_tokens` (a longer row stands alone).
-fn pack(data: &Dataset, rows: &[usize], max_tokens: usize) -> Vec<Microbatch> {
-    let mut batches: Vec<Microbatch> = Vec::new();
-    for &row in rows {
-        let example = &data.examples[row];
-        let fits = batches.last().is_some_and(|batch| batch.token_ids.len() + example.token_ids.len() <= max_tokens);
-        if !fits {
-            batches.push(Microbatch::default());
+/// A run on its way.
+struct Run<'a> {
+    job: &'a Job<'a>,
+    settings: &'a TrainConfig,
+    prepared: Prepared,
+    target: Target,
+    optimizer: Optimizer,
+    plan: Plan,
+    schedule: Schedule,
+    state: TrainerState,
+    monitor: Monitor,
+}
+
+impl<'a> Run<'a> {
+    fn start(job: &'a Job, mut prepared: Prepared, mut target: Target) -> Result<Self> {
+        let settings = &job.config.train;
+        let plan = Plan::new(&prepared.data, settings, prepared.max_length);
+        let mut optimizer = Optimizer::new(target.layout(&prepared.model))?;
+        let mut state = TrainerState { run_hash: prepared.run_hash.clone(), ..TrainerState::default() };
+        if let Some((found, arena)) = checkpoint::resume(&job.output, &mut optimizer, &prepared.run_hash)? {
+            tracing::info!("resuming at step {} of {}", found.global_step, plan.total_steps);
+            target.restore(&mut prepared.model, arena)?;
+            state = found;
         }
-        if let Some(batch) = batches.last_mut() {
-            batch.push(&example.token_ids, &example.trained);
-        }
+        let length = prepared.data.num_tokens() / prepared.data.examples.len().max(1);
+        let adapter = target.adapter().map_or(0, Adapter::num_parameters);
+        let flops = (flops_per_token(&prepared.model.config, length, adapter), measured_flops()?);
+        let monitor = Monitor::new(&job.output, settings, state.global_step, plan.total_steps, Some(flops))?;
+        let schedule = Schedule::new(settings, plan.total_steps);
+        Ok(Self { job, settings, prepared, target, optimizer, plan, schedule, state, monitor })
     }
-    batches
-}
 
-fn log_validation(
-    prepared: &Prepared,
-    state: &TrainerState,
-    max_tokens: usize,
-    metrics: &mut JsonlWriter,
-) -> Result<Option<f64>> {
-    let Some(valid) = &prepared.valid else { return Ok(None) };
-    let rows: Vec<usize> = (0..valid.examples.len()).collect();
-    let mut sum = 0.0;
-    for batch in pack(valid, &rows, max_tokens) {
-        sum += evaluate_loss(&prepared.model, &batch)?;
-    }
-    let eval_loss = sum / valid.num_trained_tokens() as f64;
-    tracing::info!("step {}: validation loss {eval_loss:.4}", state.global_step);
-    metrics.write(&MetricsRow {
-        step: state.global_step,
-        epoch: state.epoch,
-        loss: None,
-        eval_loss: Some(eval_loss),
-        learning_rate: None,
-        grad_norm: None,
-        tokens: state.num_input_tokens_seen,
-    })?;
-    Ok(Some(eval_loss))
-}
-
-/// The metrics file, cut back to the step that training goes on from.
-fn reopen_metrics(path: &Path, step: usize) -> Result<JsonlWriter> {
-    let mut kept = Vec::new();
-    for row in read_partial_jsonl::<MetricsRow>(path)?.iter().filter(|row| row.step <= step) {
-        serde_json::to_writer(&mut kept, row)?;
-        kept.push(b'\n');
-    }
-    write_atomic(path, &kept)?;
-    JsonlWriter::append(path)
-}
-
-fn diverged(prepared: &Prepared, rows: &[usize], step: usize, loss: f64, grad_norm: f64) -> anyhow::Error {
-    let ids: Vec<&str> = rows.iter().take(8).map(|&row| prepared.data.examples[row].id.as_str()).collect();
-    anyhow::anyhow!(
-        "step {step}: loss {loss}, gradient norm {grad_norm}; the last checkpoint is kept. Lower \
-         `train.learning_rate`, or look at the rows of this batch: {}{}",
-        ids.join(", "),
-        if rows.len() > 8 { ", …" } else { "" }
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_epoch_visits_every_row_once_in_its_own_order() {
-        let plan = Plan { rows: 10, batch: 4, total_steps: 6 };
+    fn steps(&mut self) -> Result<()> {
         let mut order = (0, Vec::new());
-        let epochs: Vec<Vec<usize>> = (0..2)
-            .map(|epoch| (0..3).flat_map(|at| plan.batch_rows(7, epoch * 3 + at, &mut order)).collect())
-            .collect();
-        assert_ne!(epochs[0], epochs[1]);
-        for mut rows in epochs {
-            rows.sort_unstable();
-            assert_eq!(rows, (0..10).collect::<Vec<_>>());
+        while self.state.global_step < self.plan.total_steps && !self.ends_early() {
+            self.step(&mut order)?;
+            let step = self.state.global_step;
+            let last = step == self.plan.total_steps;
+            if self.settings.eval_steps > 0 && !last && step.is_multiple_of(self.settings.eval_steps) {
+                self.evaluate()?;
+            }
+            let stop = interrupt::check();
+            let due = self.settings.save_steps > 0 && step.is_multiple_of(self.settings.save_steps);
+            if !last && (due || stop.is_err()) {
+                self.save()?;
+            }
+            if !last {
+                stop?;
+            }
         }
-        // Jumping straight into the second epoch, as a resume does, gives the same batch.
-        assert_eq!(plan.batch_rows(7, 4, &mut (0, Vec::new())), plan.batch_rows(7, 4, &mut order));
+        Ok(())
+    }
+
+    fn step(&mut self, order: &mut (usize, Vec<usize>)) -> Result<()> {
+        let begun = Instant::now();
+        let learning_rate = self.schedule.learning_rate(self.state.global_step);
+        let rows = self.plan.batch_rows(self.job.config.seed, self.state.global_step, order);
+        let (loss, tokens) = self.accumulate(&rows)?;
+        let (parameters, gradients) = (self.target.parameters(&self.prepared.model), self.target.gradients());
+        let grad_norm = self.optimizer.update(parameters, gradients, self.settings, learning_rate)?;
+        let data = &self.prepared.data;
+        check_loss(&mut self.state, self.settings, loss, grad_norm, || row_ids(data, &rows))?;
+        self.state.global_step += 1;
+        self.state.num_input_tokens_seen += tokens;
+        self.state.loss_sum += loss;
+        self.state.epoch = self.state.global_step as f64 / self.plan.steps_per_epoch() as f64;
+        let last = self.state.global_step == self.plan.total_steps;
+        let writes = last || self.state.global_step.is_multiple_of(self.settings.logging_steps.max(1));
+        let metrics = StepMetrics { loss, grad_norm, learning_rate, tokens, took: begun.elapsed() };
+        self.monitor.step(&self.state, &metrics, writes)
+    }
+
+    /// Adds the gradients of one batch, micro-batch by micro-batch; returns the mean loss of its trained tokens and its
+    /// number of tokens.
+    fn accumulate(&self, rows: &[usize]) -> Result<(f64, usize)> {
+        let batches = micro_batches(&self.prepared.data, rows, self.settings.max_tokens_per_micro_batch);
+        let trained: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+        let weight = 1.0 / trained as f64;
+        let step = self.state.global_step.to_string();
+        let options = step_options(self.settings, seed::derive(self.job.config.seed, "noise", &step));
+        let mut loss = 0.0;
+        for batch in &batches {
+            loss += train_step(&self.prepared.model, batch, weight, self.target.trained(), &options)?;
+        }
+        Ok((loss, batches.iter().map(|batch| batch.token_ids.len()).sum()))
+    }
+
+    /// Measures the validation loss, where there are rows for it, and keeps the best weights where that is asked for.
+    fn evaluate(&mut self) -> Result<Option<f64>> {
+        let Some(valid) = &self.prepared.valid else { return Ok(None) };
+        let rows: Vec<usize> = (0..valid.examples.len()).collect();
+        let mut sum = 0.0;
+        for batch in micro_batches(valid, &rows, self.settings.max_tokens_per_micro_batch) {
+            sum += self.target.evaluate(&self.prepared.model, &batch)?;
+        }
+        let eval_loss = sum / valid.num_trained_tokens() as f64;
+        self.monitor.evaluation(&self.state, eval_loss)?;
+        self.state.last_evaluation = Some((eval_loss, self.state.global_step));
+        if self.state.best.is_none_or(|(best, _)| eval_loss < best) {
+            self.state.best = Some((eval_loss, self.state.global_step));
+            self.state.evaluations_without_improvement = 0;
+            if self.settings.load_best_model_at_end {
+                self.save()?;
+            }
+        } else {
+            self.state.evaluations_without_improvement += 1;
+        }
+        Ok(Some(eval_loss))
+    }
+
+    fn ends_early(&self) -> bool {
+        let patience = self.settings.early_stopping_patience;
+        patience > 0 && self.state.evaluations_without_improvement >= patience
+    }
+
+    fn save(&self) -> Result<()> {
+        let best = self.state.best.filter(|_| self.settings.load_best_model_at_end).map(|(_, step)| step);
+        let keep = checkpoint::Keep { newest: self.settings.save_total_limit, best };
+        let arena = self.target.parameters(&self.prepared.model);
+        checkpoint::save(&self.job.output, arena, &self.optimizer, &self.state, keep)
+    }
+
+    /// The last validation loss, the best weights where they are asked for, and the student.
+    fn end(mut self) -> Result<TrainResults> {
+        let early = self.ends_early();
+        let mut eval_loss = match self.state.last_evaluation {
+            Some((loss, step)) if step == self.state.global_step => Some(loss),
+            _ => self.evaluate()?,
+        };
+        let mut best_step = None;
+        if let Some((loss, step)) = self.state.best.filter(|_| self.settings.load_best_model_at_end) {
+            if step != self.state.global_step {
+                let hash = &self.prepared.run_hash;
+                let arena = checkpoint::load_arena(&self.job.output, step, &mut self.optimizer, hash)?;
+                self.target.restore(&mut self.prepared.model, arena)?;
+                best_step = Some(step);
+            }
+            eval_loss = Some(loss);
+        }
+        let (tokens, seconds) = self.monitor.finish()?;
+        if early {
+            tracing::info!("stopped after step {}: the validation loss no longer falls", self.state.global_step);
+        }
+        let results = TrainResults {
+            global_step: self.state.global_step,
+            epoch: self.state.epoch,
+            train_loss: self.state.loss_sum / self.state.global_step.max(1) as f64,
+            eval_loss,
+            best_step,
+            num_rows: self.prepared.data.examples.len(),
+            num_truncated: self.prepared.data.num_truncated,
+            num_without_target: self.prepared.data.num_without_target,
+            num_input_tokens_seen: self.state.num_input_tokens_seen,
+            run_hash: self.prepared.run_hash.clone(),
+        };
+        output::write(self.job, &self.prepared, &self.target, &results)?;
+        checkpoint::remove_all(&self.job.output)?;
+        tracing::info!(
+            "trained {} steps, {tokens} tokens in {seconds:.0} s; mean loss {:.4}",
+            results.global_step,
+            results.train_loss
+        );
+        Ok(results)
     }
 }

@@ -3,6 +3,7 @@
 //! One binary, because every further one would link the whole library again.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test stops at the first surprise, and nobody imports it")]
 
+mod adapters;
 mod architecture;
 mod bench;
 mod chat_templates;
