@@ -132,7 +132,9 @@ mod tests {
 
     fn same(got: &Tensor, expected: &Tensor) -> Result<()> {
         let worst = (got - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
-        assert!(worst < 1e-5, "worst difference {worst}");
+        // Sums are rounded in proportion to their size.
+        let largest = expected.abs()?.max_all()?.to_scalar::<f32>()?.max(1.0);
+        assert!(worst < 2e-6 * largest, "worst difference {worst} of {largest}");
         Ok(())
     }
 

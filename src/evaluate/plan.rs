@@ -102,6 +102,7 @@ impl Plan {
     ///
     /// **Errors**: usage, for an unknown task or more examples than a task has. A task whose data cannot be read is
     /// no error but listed as skipped.
+    #[expect(clippy::needless_pass_by_value, reason = "options are made for one plan")]
     pub fn new(names: &[String], options: PlanOptions) -> Result<Self> {
         let mut plan = Self {
             tasks: Vec::new(),

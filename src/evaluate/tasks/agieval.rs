@@ -141,15 +141,15 @@ fn equivalent_answer(document: &Document, answers: &[String]) -> Result<Scores> 
     let gold = parsed(&document.target.to_string());
     let right = match (&answer, &gold) {
         (None, None) => true,
-        (Some(answer), Some(gold)) => same(parsed(answer), parsed(gold)),
+        (Some(answer), Some(gold)) => same(parsed(answer).as_deref(), parsed(gold).as_deref()),
         _ => false,
     };
     Ok(vec![("acc", Measure::of(right))])
 }
 
-fn same(first: Option<String>, second: Option<String>) -> bool {
-    let stripped = |text: &Option<String>| text.as_deref().and_then(|text| strip_string(text).ok());
-    match (stripped(&first), stripped(&second)) {
+fn same(first: Option<&str>, second: Option<&str>) -> bool {
+    let stripped = |text: Option<&str>| text.and_then(|text| strip_string(text).ok());
+    match (stripped(first), stripped(second)) {
         (Some(first), Some(second)) => first == second,
         _ => first == second,
     }

@@ -51,7 +51,7 @@ fn extracted(text: &str) -> Option<String> {
     }
     let is_part = |it: char| it.is_ascii_digit() || matches!(it, '.' | ',' | '-' | '/');
     let numbers = text.split(|it: char| !is_part(it)).map(|number| number.trim_end_matches(['.', ',', '-', '/']));
-    numbers.filter(|number| number.contains(|it: char| it.is_ascii_digit())).last().map(str::to_owned)
+    numbers.rev().find(|number| number.contains(|it: char| it.is_ascii_digit())).map(str::to_owned)
 }
 
 /// What stands between dollar signs after a lead, else the rest of the line.

@@ -148,10 +148,10 @@ pub fn read(path: &Path) -> Result<Definition> {
     let text = fs::read_to_string(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
     let own: OwnTask = toml::from_str(&text).map_err(|error| refuse(error.to_string()))?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    definition(own, folder).map_err(|error| refuse(format!("{error:#}")))
+    definition(&own, folder).map_err(|error| refuse(format!("{error:#}")))
 }
 
-fn definition(own: OwnTask, folder: &Path) -> Result<Definition> {
+fn definition(own: &OwnTask, folder: &Path) -> Result<Definition> {
     if own.repeats == 0 {
         bail!("`repeats` is 0; expected at least 1");
     }
@@ -168,14 +168,13 @@ fn definition(own: OwnTask, folder: &Path) -> Result<Definition> {
     if is_choosing && own.doc_to_choice.is_none() {
         bail!("a multiple-choice task needs `doc_to_choice`");
     }
-    let templates = Arc::new(Templates::new(&own)?);
+    let templates = Templates::new(own)?;
     let (dataset, fewshot) = (folder.join(&own.dataset_file), own.fewshot_file.as_ref().map(|file| folder.join(file)));
     let pool_is_test = fewshot.is_none();
-    let reader = templates.clone();
     let load = move |_: &Path, with_fewshot: bool| {
         let read = |file: &Path| -> Result<Vec<Document>> {
             let name = file.display().to_string();
-            data::documents(data::read_rows(Path::new(""), &name)?, &name, |row| reader.document(row))
+            data::documents(data::read_rows(Path::new(""), &name)?, &name, |row| templates.document(row))
         };
         let fewshot_pool = match fewshot.as_deref().filter(|_| with_fewshot) {
             Some(file) => read(file)?,
@@ -186,7 +185,7 @@ fn definition(own: OwnTask, folder: &Path) -> Result<Definition> {
     let mut task = if is_choosing {
         Definition::multiple_choice(&own.task, own.metadata.version, load)
     } else {
-        Definition::generative(&own.task, own.metadata.version, kwargs(&own)?, load)
+        Definition::generative(&own.task, own.metadata.version, kwargs(own)?, load)
     };
     task = task.shots(own.num_fewshot, sampler);
     task.pool_is_test = pool_is_test;
