@@ -11,10 +11,12 @@ use rayon::prelude::*;
 
 use crate::host::{read, tensor};
 
+mod cache;
 mod packed;
 mod paged;
 
-pub use paged::{PagedRows, copy_blocks, paged, write_cache};
+pub use cache::{Rotary, copy_blocks, write_cache};
+pub use paged::{PagedRows, paged, paged_into};
 
 /// Head counts and the like.
 #[derive(Debug, Clone, Copy)]

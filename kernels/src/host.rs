@@ -60,6 +60,45 @@ pub(crate) fn write(tensor: &Tensor, body: impl FnOnce(&mut [f32]) -> Result<()>
     tensor.inplace_op1(&Write(RefCell::new(Some(body))))
 }
 
+/// Values that several threads write, each its own part.
+pub(crate) struct SharedMut<'a> {
+    start: *mut f32,
+    len: usize,
+    owner: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the methods' contracts keep the parts of different threads apart.
+unsafe impl Sync for SharedMut<'_> {}
+
+impl<'a> SharedMut<'a> {
+    pub(crate) fn new(values: &'a mut [f32]) -> Self {
+        Self { start: values.as_mut_ptr(), len: values.len(), owner: std::marker::PhantomData }
+    }
+
+    /// `len` values from `first` on.
+    ///
+    /// # Safety
+    ///
+    /// No two calls under way may reach the same value.
+    #[allow(clippy::mut_from_ref, reason = "the contract keeps the parts apart")]
+    pub(crate) unsafe fn slice(&self, first: usize, len: usize) -> &mut [f32] {
+        assert!(first + len <= self.len);
+        // SAFETY: inside of the values, and nobody else's by the contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), len) }
+    }
+
+    /// Writes one value.
+    ///
+    /// # Safety
+    ///
+    /// As [`slice`](Self::slice).
+    pub(crate) unsafe fn set(&self, index: usize, value: f32) {
+        assert!(index < self.len);
+        // SAFETY: as above.
+        unsafe { *self.start.add(index) = value };
+    }
+}
+
 /// A new CPU tensor from its values.
 pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape.into(), &candle_core::Device::Cpu)

@@ -5,6 +5,7 @@
 //! rows are padded with zeros, because `gemm` sums in another order for one row and for tiny products. Inference packs
 //! its weights once instead: [`PackedWeight`].
 
+mod input;
 mod packed;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -13,7 +14,7 @@ mod x86;
 use candle_core::{Result, Tensor, bail};
 use gemm::Parallelism;
 
-pub use self::packed::{PackedWeight, WeightDtype};
+pub use self::packed::{Input, PackedWeight, WeightDtype};
 
 use crate::{
     host::{read, tensor, write},

@@ -32,6 +32,24 @@ pub fn forward(x: &Tensor, w: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     Ok((tensor(y, (rows, width))?, tensor(rstd, rows)?))
 }
 
+/// [`forward`] of rows in memory, without keeping the reciprocal roots.
+pub(crate) fn rows_into(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
+        let mut rstd = [0.0];
+        row_rstd(x, w.len(), eps, &mut rstd);
+        scale_rows(x, w, &rstd, y);
+    }
+}
+
+/// [`rows_into`] over its own input.
+pub(crate) fn rows_in_place(x: &mut [f32], w: &[f32], eps: f32) {
+    for x in x.chunks_exact_mut(w.len()) {
+        let mut rstd = [0.0];
+        row_rstd(x, w.len(), eps, &mut rstd);
+        scale_in_place(x, w, rstd[0]);
+    }
+}
+
 /// Gradients of [`forward`]: adds to `dw [C]` in place and returns `dx [N, C]`, plus `residual` where given.
 pub fn backward(
     dy: &Tensor,
@@ -124,6 +142,15 @@ simd_fn! {
             for ((y, x), w) in y.iter_mut().zip(row).zip(w) {
                 *y = x * rstd * w;
             }
+        }
+    }
+}
+
+simd_fn! {
+    fn scale_in_place(row: &mut [f32], w: &[f32], rstd: f32) {
+        let _ = FMA;
+        for (x, w) in row.iter_mut().zip(w) {
+            *x = *x * rstd * w;
         }
     }
 }

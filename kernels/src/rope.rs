@@ -6,7 +6,10 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::host::{for_row_chunks, read, write};
+use crate::{
+    host::{for_row_chunks, read, write},
+    simd::simd_fn,
+};
 
 /// Rotates heads `0..heads` of each row by the row's position (`inverse`: back).
 ///
@@ -33,21 +36,25 @@ pub fn in_place(
             for (row, &position) in qkv.chunks_exact_mut(width).zip(&positions[first..]) {
                 let table = position as usize * half..(position as usize + 1) * half;
                 let (cos, sin) = (&cos[table.clone()], &sin[table]);
-                for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                    rotate(head, cos, sin, inverse);
-                }
+                rotate_heads(&mut row[..heads * 2 * half], cos, sin, inverse);
             }
         });
         Ok(())
     })
 }
 
-fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], inverse: bool) {
-    let sign = if inverse { -1.0 } else { 1.0 };
-    let (low, high) = head.split_at_mut(cos.len());
-    for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-        let sin = sign * sin;
-        (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
+simd_fn! {
+    /// Rotates all heads of a row, `[heads · D]`, with one position's `cos` and `sin [D/2]`.
+    pub(crate) fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], inverse: bool) {
+        let _ = FMA;
+        let sign = if inverse { -1.0 } else { 1.0 };
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            let (low, high) = head.split_at_mut(cos.len());
+            for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                let sin = sign * sin;
+                (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
+            }
+        }
     }
 }
 

@@ -34,7 +34,8 @@ pub fn backward(dy: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
 }
 
 simd_fn! {
-    fn forward_rows(gate_up: &[f32], half: usize, y: &mut [f32]) {
+    /// Rows `[gate | up]` of width `2 · half` into rows of `half`.
+    pub(crate) fn forward_rows(gate_up: &[f32], half: usize, y: &mut [f32]) {
         for (row, y) in gate_up.chunks_exact(2 * half).zip(y.chunks_exact_mut(half)) {
             let (gate, up) = row.split_at(half);
             for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""glan and transformers in turn on the same weights, and the ratios of their rates.
+"""glan, transformers and llama.cpp in turn on the same weights, and the ratios of their rates.
 
 Called by scripts/bench_peers.sh; see there. Each is a process of its own, one after the other, pass after pass, so that
-whatever else the machine does falls on both. The best of the passes counts. With one thread the rates are per second of
+whatever else the machine does falls on all. The best of the passes counts. With one thread the rates are per second of
 processor time of the process, which other work on the machine disturbs least; with more they are per second of wall time.
+llama.cpp (llama-batched-bench, on the PATH or by --llama) tells wall time only; it reads the GGUF file that glan exports.
 """
 import argparse
 import importlib.util
@@ -16,6 +17,8 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+# glan's --dtype: transformers', llama.cpp's file.
+DTYPES = {"f32": ("fp32", "f32"), "bf16": ("bf16", "bf16")}
 KEYS = ("prefill_tok_s", "decode_tok_s", "prefill_tok_per_cpu_s", "decode_tok_per_cpu_s")
 
 
@@ -35,13 +38,38 @@ def keep_best(best, row):
         best["peak_rss_mib"] = min(best.get("peak_rss_mib", float("inf")), row["peak_rss_mib"])
 
 
-def missing_peers():
+def missing_peers(llama):
     missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:
         print("missing peer: transformers (no Python module " + ", ".join(missing) + ")", file=sys.stderr)
-    have = "found, but not run by this script" if shutil.which("llama-batched-bench") else "not on the PATH"
-    print(f"missing peer: llama.cpp (llama-batched-bench {have})", file=sys.stderr)
+    if not llama:
+        print("missing peer: llama.cpp (llama-batched-bench is not on the PATH)", file=sys.stderr)
+    elif importlib.util.find_spec("sentencepiece") is None:
+        raise SystemExit("error: llama.cpp needs a tokenizer in its file, and making one the Python module sentencepiece")
     return bool(missing)
+
+
+def llama_file(args, model, dtype):
+    """The GGUF file for llama.cpp, beside the model."""
+    path = os.path.join(model, f"{dtype}.gguf")
+    if not os.path.exists(path):
+        command = [args.glan, "-q", "export", "--model", model, "--output", path, "--quantization", DTYPES[dtype][1]]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"error: {' '.join(command)}\n{done.stderr.strip()}")
+    return path
+
+
+def llama_rows(args, file):
+    """llama-batched-bench's rows under our names. Its best of --repeats runs counts like that of the others."""
+    batches = [int(batch) for batch in args.batch.split(",")]
+    threads = str(args.threads)
+    command = [args.llama, "-m", file, "-c", str(max(batches) * (args.prompt + args.new)), "-npp", str(args.prompt),
+               "-ntg", str(args.new), "-npl", args.batch, "-t", threads, "-tb", threads, "-fa", "on",
+               "-b", "2048", "-ub", "512", "--output-format", "jsonl"]
+    for _ in range(args.repeats):
+        for row in lines(command):
+            yield dict(batch=row["pl"], prefill_tok_s=row["speed_pp"], decode_tok_s=row["speed_tg"])
 
 
 def main():
@@ -56,9 +84,10 @@ def main():
     p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--passes", type=int, default=2)
     p.add_argument("--models", default="", help="folder for the random models (default: a temporary one)")
+    p.add_argument("--llama", default=shutil.which("llama-batched-bench") or "", help="llama.cpp's llama-batched-bench")
     p.add_argument("--output", default="", help="write all results to this JSON file")
     args = p.parse_args()
-    if missing_peers():
+    if missing_peers(args.llama):
         raise SystemExit(2)
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -68,7 +97,7 @@ def main():
             model = os.path.join(folder, f"{size}-llama")
             if not os.path.exists(os.path.join(model, "model.safetensors")):
                 lines([sys.executable, os.path.join(HERE, "make_hf_model.py"), "--size", size, "--arch", "llama",
-                       "--no-tokenizer", "--out", model])
+                       *([] if args.llama else ["--no-tokenizer"]), "--out", model])
             for dtype in args.dtypes.split(","):
                 results += compare(args, size, model, dtype)
     if args.output:
@@ -84,30 +113,38 @@ def compare(args, size, model, dtype):
     ours = [args.glan, "-q", "bench", "generate", "--model", model, "--dtype", dtype, "--batch", args.batch,
             "--prompt-tokens", str(args.prompt), "--new-tokens", str(args.new), "--json", *common]
     theirs = [sys.executable, os.path.join(HERE, "generate_torch.py"), "--size", size, "--arch", "llama",
-              "--model", model, "--dtype", "fp32" if dtype == "f32" else "bf16", "--batch", *args.batch.split(","),
+              "--model", model, "--dtype", DTYPES[dtype][0], "--batch", *args.batch.split(","),
               "--prompt", str(args.prompt), "--new", str(args.new), *common]
-    best = {"glan": {}, "transformers": {}}
+    programs = {"glan": lambda: lines(ours), "transformers": lambda: lines(theirs)}
+    if args.llama:
+        file = llama_file(args, model, dtype)
+        programs["llama.cpp"] = lambda: llama_rows(args, file)
+    best = {name: {} for name in programs}
     about = {}
     for _ in range(args.passes):
-        for name, command in (("glan", ours), ("transformers", theirs)):
-            for row in lines(command):
+        for name, rows in programs.items():
+            for row in rows():
                 keep_best(best[name].setdefault(row["batch"], {}), row)
                 about.update({key: row[key] for key in ("torch", "transformers", "cpu") if key in row})
     clock = "cpu_s" if args.threads == 1 else "s"
-    key = {"cpu_s": ("prefill_tok_per_cpu_s", "decode_tok_per_cpu_s"), "s": ("prefill_tok_s", "decode_tok_s")}[clock]
-    print(f"\n{size} {dtype}, {args.threads} thread(s), prompt {args.prompt}, new {args.new}, tokens per "
-          f"{'processor ' if clock == 'cpu_s' else ''}second; transformers {about.get('transformers')}")
-    print(f"{'batch':>5} {'what':>12} {'glan':>10} {'transformers':>13} {'ratio':>7}")
+    print(f"\n{size} {dtype}, {args.threads} thread(s), prompt {args.prompt}, new {args.new}, tokens per second of "
+          f"{'the processor (beside llama.cpp: of wall time)' if clock == 'cpu_s' else 'wall time'}; "
+          f"transformers {about.get('transformers')}")
+    print(f"{'batch':>5} {'what':>9} {'glan':>10} {'peer':>10}  {'ratio':>6}  peer's name")
     rows = []
-    for batch in best["glan"]:
-        a, b = best["glan"][batch], best["transformers"][batch]
-        for what, field in (("prefill", key[0]), ("decode", key[1]), ("peak MiB", "peak_rss_mib")):
-            if a.get(field) and b.get(field):
-                print(f"{batch:>5} {what:>12} {a[field]:>10.1f} {b[field]:>13.1f} {a[field] / b[field]:>6.2f}x")
-        # A rate that no pass could tell (a disturbed run) has no ratio.
-        ratios = {what: round(a[field] / b[field], 3) if a.get(field) and b.get(field) else None
-                  for what, field in (("prefill_ratio", key[0]), ("decode_ratio", key[1]))}
-        rows.append(dict(size=size, dtype=dtype, batch=batch, clock=clock, glan=a, transformers=b, about=about, **ratios))
+    for batch, ours in best["glan"].items():
+        ratios = {}
+        for peer in list(programs)[1:]:
+            per = "_tok_per_cpu_s" if clock == "cpu_s" and peer == "transformers" else "_tok_s"
+            theirs = best[peer].get(batch, {})
+            for what, field in (("prefill", "prefill" + per), ("decode", "decode" + per), ("peak_rss", "peak_rss_mib")):
+                # A rate that no pass could tell (a disturbed run) has no ratio.
+                if ours.get(field) and theirs.get(field):
+                    ratio = ours[field] / theirs[field]
+                    print(f"{batch:>5} {what:>9} {ours[field]:>10.1f} {theirs[field]:>10.1f} {ratio:>6.2f}x  {peer}")
+                    ratios.setdefault(peer, {})[what] = round(ratio, 3)
+        rows.append(dict(size=size, dtype=dtype, batch=batch, clock=clock, about=about, ratios=ratios,
+                         **{name: of_batch.get(batch) for name, of_batch in best.items()}))
     sys.stdout.flush()
     return rows
 

@@ -8,10 +8,9 @@ use std::{borrow::Cow, path::Path};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use glan_kernels::{
-    attention::{self, Heads, PagedRows},
+    attention::{self, Heads, PagedRows, Rotary},
     embedding,
-    matmul::{PackedWeight, WeightDtype},
-    rms_norm, rope, swiglu,
+    matmul::{Input, PackedWeight, WeightDtype},
 };
 
 use super::{
@@ -220,27 +219,38 @@ impl InferenceDecoder {
                 block_table: &sequence.block_table,
             })
             .collect();
+        let num_rows = batch.token_ids.len();
+        let config = &self.config;
+        // Once per step, not once per layer: fresh memory costs as much as a pass over it.
+        let empty = |width: usize| Tensor::zeros((num_rows, width), DType::F32, &Device::Cpu);
+        let heads = config.heads(0);
+        let room = Room {
+            qkv: empty(heads.qkv_width())?,
+            o: empty(heads.query * heads.dim)?,
+            gate_up: empty(2 * config.intermediate_size)?,
+        };
         let mut x = self.embed_tokens.gather(&batch.token_ids)?; // [N, C]
         for (i, weights) in self.layers.iter().enumerate() {
-            let heads = self.config.heads(i);
-            let o = self.attend(&x, weights, &heads, batch, &sequences, (cache, i))?; // [N, H·D]
+            self.attend(&x, weights, &config.heads(i), batch, &sequences, (cache, i), &room)?;
             let is_last = i + 1 == self.layers.len();
-            x = if is_last && batch.logit_rows.len() < batch.token_ids.len() {
+            if is_last && batch.logit_rows.len() < num_rows {
                 // The keys and values are written; beyond them only rows whose logits are wanted matter any more.
                 if batch.logit_rows.is_empty() {
                     return Ok(Vec::new());
                 }
                 let rows = &batch.logit_rows;
-                self.after_attention(&embedding::forward(&x, rows)?, &embedding::forward(&o, rows)?, weights)?
+                x = embedding::forward(&x, rows)?;
+                self.after_attention(&x, &embedding::forward(&room.o, rows)?, weights, &room)?;
             } else {
-                self.after_attention(&x, &o, weights)?
-            };
+                self.after_attention(&x, &room.o, weights, &room)?;
+            }
         }
-        let (x, _) = rms_norm::forward(&x, &self.norm, self.config.rms_norm_eps)?; // [rows, C]
-        Ok(self.lm_head.as_ref().unwrap_or(&self.embed_tokens).forward_to_vec(&x)?)
+        let normed = Input::RmsNorm { x: &x, w: &self.norm, eps: config.rms_norm_eps }; // [rows, C]
+        Ok(self.lm_head.as_ref().unwrap_or(&self.embed_tokens).forward_to_vec(normed)?)
     }
 
-    /// A block up to its attention: `x [N, C]` → `[N, H·D]`, the rows' keys and values being written on the way.
+    /// A block up to its attention, from `x [N, C]` to `room.o`; the rows' keys and values are written on the way.
+    #[allow(clippy::too_many_arguments, reason = "a block's weights, its rows and its memory")]
     fn attend(
         &self,
         x: &Tensor,
@@ -249,27 +259,45 @@ impl InferenceDecoder {
         batch: &PagedBatch,
         sequences: &[PagedRows],
         (cache, layer): (&KvCache, usize),
-    ) -> Result<Tensor> {
+        room: &Room,
+    ) -> Result<()> {
         let eps = self.config.rms_norm_eps;
-        let (x_norm, _) = rms_norm::forward(x, &weights.input_norm, eps)?;
-        let qkv = weights.qkv.forward(&x_norm, weights.qkv_bias.as_ref(), None)?; // [N, (H + 2K)·D]
-        if let Some((q_norm, k_norm)) = &weights.qk_norm {
-            rms_norm::heads_in_place(&qkv, q_norm, 0, heads.query, eps)?;
-            rms_norm::heads_in_place(&qkv, k_norm, heads.query, heads.key_value, eps)?;
-        }
-        rope::in_place(&qkv, &self.cos, &self.sin, &batch.positions, heads.query + heads.key_value, false)?;
+        let normed = Input::RmsNorm { x, w: &weights.input_norm, eps };
+        weights.qkv.forward_into(normed, weights.qkv_bias.as_ref(), &room.qkv)?;
+        let rotary = Rotary {
+            qk_norm: weights.qk_norm.as_ref().map(|(q_norm, k_norm)| (q_norm, k_norm, eps)),
+            cos: &self.cos,
+            sin: &self.sin,
+            positions: &batch.positions,
+        };
         let (keys, values) = &cache.layers[layer];
-        attention::write_cache(&qkv, keys, values, &batch.slot_mapping, cache.block_size, heads)?;
-        Ok(attention::paged(&qkv, keys, values, sequences, cache.block_size, heads)?)
+        let cache_of_layer = (keys, values);
+        attention::write_cache(
+            &room.qkv,
+            Some(rotary),
+            cache_of_layer,
+            &batch.slot_mapping,
+            cache.block_size,
+            heads,
+        )?;
+        Ok(attention::paged_into(&room.qkv, cache_of_layer, sequences, cache.block_size, heads, &room.o)?)
     }
 
-    /// The rest of a block: `x [N, C]` and `o [N, H·D]` → `[N, C]`.
-    fn after_attention(&self, x: &Tensor, o: &Tensor, weights: &PackedLayer) -> Result<Tensor> {
-        let h = weights.o.forward(o, weights.o_bias.as_ref(), Some(x))?;
-        let (h_norm, _) = rms_norm::forward(&h, &weights.post_norm, self.config.rms_norm_eps)?;
-        let gate_up = weights.gate_up.forward(&h_norm, None, None)?; // [N, 2F]
-        Ok(weights.down.forward(&swiglu::forward(&gate_up)?, None, Some(&h))?)
+    /// The rest of a block, added to `x [N, C]` in place, from `o [N, H·D]`.
+    fn after_attention(&self, x: &Tensor, o: &Tensor, weights: &PackedLayer, room: &Room) -> Result<()> {
+        let eps = self.config.rms_norm_eps;
+        weights.o.add_to(Input::Rows(o), weights.o_bias.as_ref(), x)?;
+        let gate_up = room.gate_up.narrow(0, 0, x.dim(0)?)?; // [N, 2F]
+        weights.gate_up.forward_into(Input::RmsNorm { x, w: &weights.post_norm, eps }, None, &gate_up)?;
+        Ok(weights.down.add_to(Input::SwiGlu(&gate_up), None, x)?)
     }
+}
+
+/// What the blocks of a step write into, one after the other.
+struct Room {
+    qkv: Tensor,     // [N, (H + 2K)·D]
+    o: Tensor,       // [N, H·D]
+    gate_up: Tensor, // [N, 2F]
 }
 
 /// Parameters that are in memory already, `[P]`.

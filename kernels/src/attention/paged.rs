@@ -6,19 +6,19 @@
 //! head's dimensions, the softmax runs over lanes fixed by absolute position, and values are added key by key. So its
 //! bits depend neither on the rows around it, nor on the block size, nor on where a prompt is cut.
 //!
-//! Layout of the cache, per block and head: keys `[P, K, D, Z]` (16 keys lie in one register), values `[P, K, Z, D]`.
+//! Layout of the cache: see [`super::cache`].
 //!
 //! **Source**: Juravsky et al., "Hydragen" (2024); Ye et al., "Cascade Inference" (FlashInfer, 2024), for reading shared
 //! blocks once; without their merge of partial softmaxes, which would tie a row's bits to its neighbours.
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{Heads, packed::softmax};
 use crate::{
-    host::{read, tensor, write},
+    host::{SharedMut, read, write},
     simd::{LANES, fma, simd_fn},
 };
 
@@ -38,61 +38,48 @@ pub struct PagedRows<'a> {
     pub block_table: &'a [u32],
 }
 
-/// Writes the keys and values of `qkv` into the cache at `slots`.
+/// Attention of packed rows over the paged cache (which already holds these rows' keys and values), into the first `N`
+/// rows of `o`.
 ///
-/// **Shapes**: `qkv [N, (H + 2K)·D]`, `keys` and `values [P·Z, K·D]` (two storages), `slots [N]`.
-pub fn write_cache(
+/// **Shapes**: `qkv [≥ N, (H + 2K)·D]`, `keys`, `values [P·Z, K·D]`, `o [≥ N, H·D]` (a storage of its own). The rows of
+/// `sequences` add up to `N`.
+pub fn paged_into(
     qkv: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    slots: &[u32],
+    (keys, values): (&Tensor, &Tensor),
+    sequences: &[PagedRows],
     block_size: usize,
     heads: &Heads,
+    o: &Tensor,
 ) -> Result<()> {
-    heads.check(qkv)?;
-    let (source, width, kv, dim) = (read(qkv)?, heads.qkv_width(), heads.key_value * heads.dim, heads.dim);
-    for (cache, is_key, offset) in [(keys, true, heads.query * dim), (values, false, heads.query * dim + kv)] {
-        let (capacity, cache_width) = cache.dims2()?;
-        if cache_width != kv || slots.iter().any(|&slot| slot as usize >= capacity) {
-            bail!("write_cache: cache of {capacity} slots of {cache_width}, expected width {kv}")
-        }
-        write(cache, |cache| {
-            for (row, &slot) in source.chunks_exact(width).zip(slots) {
-                let (block, at) = (slot as usize / block_size, slot as usize % block_size);
-                let block = &mut cache[block * block_size * kv..][..block_size * kv];
-                for (head, row) in row[offset..offset + kv].chunks_exact(dim).enumerate() {
-                    let tile = &mut block[head * block_size * dim..][..block_size * dim];
-                    if is_key {
-                        tile[at..].iter_mut().step_by(block_size).zip(row).for_each(|(key, value)| *key = *value);
-                    } else {
-                        tile[at * dim..][..dim].copy_from_slice(row);
-                    }
-                }
+    let num_rows: usize = sequences.iter().map(|sequence| sequence.query_len).sum();
+    let (capacity, width) = o.dims2()?;
+    if heads.check(qkv)? < num_rows || capacity < num_rows || width != heads.query * heads.dim {
+        bail!("paged attention: {num_rows} rows in qkv {:?}, o {:?}", qkv.dims(), o.dims())
+    }
+    let rows = sorted_rows(sequences, keys.dim(0)?, block_size)?;
+    let (qkv, keys, values) = (read(qkv)?, read(keys)?, read(values)?);
+    let out = heads.group() * heads.dim;
+    let units: Vec<(usize, &[Row])> = split(&rows, heads.group())
+        .into_iter()
+        .flat_map(|rows| (0..heads.key_value).map(move |kv_head| (kv_head, rows)))
+        .collect();
+    write(o, |o| {
+        let o = SharedMut::new(&mut o[..num_rows * width]);
+        units.par_iter().with_max_len(1).for_each_init(Vec::new, |part, &(kv_head, rows)| {
+            part.clear();
+            part.resize(rows.len() * out, 0.0); // [rows, H/K, D]
+            let cache = Cache { keys: &keys, values: &values, block_size };
+            attend(&qkv, cache, rows, &runs(rows, block_size, heads), kv_head, heads, part);
+            for (row, part) in rows.iter().zip(part.chunks_exact(out)) {
+                // SAFETY: each row's part of each key/value head belongs to one unit.
+                unsafe { o.slice(row.index * width + kv_head * out, out) }.copy_from_slice(part);
             }
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
-/// Copies whole blocks of a cache `[P·Z, K·D]`, from and to, one after the other.
-pub fn copy_blocks(cache: &Tensor, copies: &[(u32, u32)], block_size: usize) -> Result<()> {
-    let (capacity, width) = cache.dims2()?;
-    let block = block_size * width;
-    if copies.iter().any(|&(from, to)| (from.max(to) as usize + 1) * block_size > capacity) {
-        bail!("copy_blocks: {copies:?} are outside of a cache of {capacity} slots in blocks of {block_size}")
-    }
-    write(cache, |cache| {
-        for &(from, to) in copies {
-            cache.copy_within(from as usize * block..(from as usize + 1) * block, to as usize * block);
-        }
+        });
         Ok(())
     })
 }
 
-/// Attention of packed rows over the paged cache (which already holds these rows' keys and values).
-///
-/// **Shapes**: `qkv [N, (H + 2K)·D]`, `keys`, `values [P·Z, K·D]` → `[N, H·D]`. The rows of `sequences` add up to `N`.
+/// [`paged_into`] into a new tensor `[N, H·D]`, for as many rows as `qkv` has.
 pub fn paged(
     qkv: &Tensor,
     keys: &Tensor,
@@ -101,34 +88,9 @@ pub fn paged(
     block_size: usize,
     heads: &Heads,
 ) -> Result<Tensor> {
-    let num_rows = heads.check(qkv)?;
-    let rows = sorted_rows(sequences, keys.dim(0)?, block_size)?;
-    if rows.len() != num_rows {
-        bail!("paged attention: {num_rows} rows, but the sequences have {}", rows.len())
-    }
-    let (qkv, keys, values) = (read(qkv)?, read(keys)?, read(values)?);
-    let (width, out) = (heads.query * heads.dim, heads.group() * heads.dim);
-    let units: Vec<(usize, &[Row])> = split(&rows, heads.group())
-        .into_iter()
-        .flat_map(|rows| (0..heads.key_value).map(move |kv_head| (kv_head, rows)))
-        .collect();
-    let parts: Vec<Vec<f32>> = units
-        .par_iter()
-        .with_max_len(1)
-        .map(|&(kv_head, rows)| {
-            let mut o = vec![0f32; rows.len() * out]; // [rows, H/K, D]
-            let cache = Cache { keys: &keys, values: &values, block_size };
-            attend(&qkv, cache, rows, &runs(rows, block_size, heads), kv_head, heads, &mut o);
-            o
-        })
-        .collect();
-    let mut o = vec![0f32; num_rows * width];
-    for ((kv_head, rows), part) in units.iter().zip(&parts) {
-        for (row, part) in rows.iter().zip(part.chunks_exact(out)) {
-            o[row.index * width + kv_head * out..][..out].copy_from_slice(part);
-        }
-    }
-    tensor(o, (num_rows, width))
+    let o = Tensor::zeros((heads.check(qkv)?, heads.query * heads.dim), DType::F32, qkv.device())?;
+    paged_into(qkv, (keys, values), sequences, block_size, heads, &o)?;
+    Ok(o)
 }
 
 /// A row and what it sees.

@@ -1,4 +1,4 @@
-//! A weight matrix packed once for inference: `y[N, O] = x[N, I] · w[O, I]ᵀ (+ bias) (+ residual)`.
+//! A weight matrix packed once for inference: `y[N, O] (+)= x[N, I] · w[O, I]ᵀ (+ bias)`.
 //!
 //! Outputs lie across the lanes of a vector and the inner dimension runs in order, one accumulator per output. So a
 //! result's bits depend on its row and its output alone: not on how many rows there are, nor on tiles, nor on threads.
@@ -15,8 +15,12 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::tile::{self, Kernel, Line, MAX_ROWS, PANEL, Sums};
-use crate::host::{read, tensor};
+pub use super::input::Input;
+use super::{
+    input::Rows,
+    tile::{self, Kernel, Line, MAX_ROWS, PANEL, Sums},
+};
+use crate::host::{read, tensor, write};
 
 /// Activations that stay in the second-level cache while the panels pass by, in words of 4 bytes (384 KiB).
 const CHUNK_WORDS: usize = 96 << 10;
@@ -90,36 +94,56 @@ impl PackedWeight {
 
     /// The linear layer.
     ///
-    /// **Shapes**: `x [N, I]`, `bias [O]`, `residual [N, O]` → `[N, O]`, `(sum + bias) + residual`.
-    pub fn forward(&self, x: &Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
-        let rows = self.check(x)?;
+    /// **Shapes**: input `[N, I]`, `bias [O]` → `[N, O]`.
+    pub fn forward(&self, input: Input, bias: Option<&Tensor>) -> Result<Tensor> {
+        let bias = self.read_bias(bias)?;
+        input.with_rows(self.inner, |x, rows| {
+            let y = self.multiply_to_vec(tile::best(self.dtype), &x, rows, bias.as_deref());
+            tensor(y, (rows, self.out))
+        })
+    }
+
+    /// The same without bias, to the host: `[N · O]`, row-major.
+    pub fn forward_to_vec(&self, input: Input) -> Result<Vec<f32>> {
+        input.with_rows(self.inner, |x, rows| Ok(self.multiply_to_vec(tile::best(self.dtype), &x, rows, None)))
+    }
+
+    /// The linear layer into the first rows of memory that is there already: `y[..N] = x · wᵀ + bias`.
+    ///
+    /// **Shapes**: `y [≥ N, O]`, a storage of its own.
+    pub fn forward_into(&self, input: Input, bias: Option<&Tensor>, y: &Tensor) -> Result<()> {
+        self.into_rows(input, bias, false, y)
+    }
+
+    /// Adds the linear layer to a residual stream in place: `y[..N] = (x · wᵀ + bias) + y[..N]`.
+    ///
+    /// **Shapes**: `y [≥ N, O]`, a storage of its own.
+    pub fn add_to(&self, input: Input, bias: Option<&Tensor>, y: &Tensor) -> Result<()> {
+        self.into_rows(input, bias, true, y)
+    }
+
+    fn into_rows(&self, input: Input, bias: Option<&Tensor>, accumulate: bool, y: &Tensor) -> Result<()> {
+        let bias = self.read_bias(bias)?;
+        let (capacity, out) = y.dims2()?;
+        input.with_rows(self.inner, |x, rows| {
+            if out != self.out || capacity < rows {
+                bail!("linear: the result is {:?}, expected [{rows}, {}]", y.dims(), self.out)
+            }
+            write(y, |y| {
+                let place = Place::new(&mut y[..rows * out], rows, out, bias.as_deref(), accumulate);
+                self.multiply(tile::best(self.dtype), &x, rows, &place);
+                Ok(())
+            })
+        })
+    }
+
+    fn read_bias(&self, bias: Option<&Tensor>) -> Result<Option<impl std::ops::Deref<Target = [f32]> + Sync>> {
         if let Some(bias) = bias
             && bias.dims1()? != self.out
         {
             bail!("linear: the bias has {} values, expected {}", bias.dims1()?, self.out)
         }
-        if let Some(residual) = residual
-            && residual.dims2()? != (rows, self.out)
-        {
-            bail!("linear: the residual is {:?}, expected [{rows}, {}]", residual.dims(), self.out)
-        }
-        let (bias, residual) = (bias.map(read).transpose()?, residual.map(read).transpose()?);
-        let after = Epilogue { bias: bias.as_deref(), residual: residual.as_deref() };
-        tensor(self.multiply(tile::best(self.dtype), &read(x)?, rows, after), (rows, self.out))
-    }
-
-    /// The same without bias and residual, to the host: `[N · O]`, row-major.
-    pub fn forward_to_vec(&self, x: &Tensor) -> Result<Vec<f32>> {
-        let rows = self.check(x)?;
-        Ok(self.multiply(tile::best(self.dtype), &read(x)?, rows, Epilogue::default()))
-    }
-
-    fn check(&self, x: &Tensor) -> Result<usize> {
-        let (rows, inner) = x.dims2()?;
-        if inner != self.inner {
-            bail!("linear: x has {inner} columns, w {}", self.inner)
-        }
-        Ok(rows)
+        bias.map(read).transpose()
     }
 
     /// Rows of the matrix, as an embedding has them.
@@ -146,51 +170,50 @@ impl PackedWeight {
         tensor(y, (rows.len(), self.inner))
     }
 
-    /// `x · wᵀ` and what follows, by one kernel.
-    fn multiply(&self, kernel: Kernel, x: &[f32], rows: usize, after: Epilogue) -> Vec<f32> {
+    /// `x · wᵀ + bias` in memory of its own, which is not cleared first.
+    fn multiply_to_vec(&self, kernel: Kernel, x: &Rows, rows: usize, bias: Option<&[f32]>) -> Vec<f32> {
         let mut y: Vec<f32> = Vec::with_capacity(rows * self.out);
-        if rows * self.out > 0 {
-            let blocks = Blocks::new(rows, kernel.max_rows);
-            let steps = kernel.steps(self.inner);
-            let words = kernel.words_per_step();
-            let packed = pack_rows(&kernel, x, self.inner, &blocks);
-            let blocks_per_chunk = (CHUNK_WORDS / (steps * words * kernel.max_rows).max(1)).max(1);
-            let place = Place { start: y.as_mut_ptr(), rows, out: self.out, after };
-            let panels = self.out.div_ceil(PANEL);
-            let panel_lines = panel_lines(self.inner, self.dtype);
-            let panels_per_task = panels_per_task(panels, panel_lines * size_of::<Line>(), rows);
-            let task = |first: usize| {
-                let mut sums: Sums = [[0.0; PANEL]; MAX_ROWS];
-                for first_block in (0..blocks.count).step_by(blocks_per_chunk) {
-                    for panel in first..panels.min(first + panels_per_task) {
-                        let lines = &self.lines[panel * panel_lines..(panel + 1) * panel_lines];
-                        for block in first_block..blocks.count.min(first_block + blocks_per_chunk) {
-                            let (start, count) = blocks.span(block);
-                            let x = &packed[start * steps * words..(start + count) * steps * words];
-                            kernel.run(x, lines, steps, count, &mut sums);
-                            place.put(start, panel, &sums[..count]);
-                        }
-                    }
-                }
-            };
-            if panels_per_task >= panels {
-                task(0);
-            } else {
-                let tasks = panels.div_ceil(panels_per_task);
-                (0..tasks).into_par_iter().with_max_len(1).for_each(|index| task(index * panels_per_task));
-            }
-            // SAFETY: every block of every panel was put in its place, so all `rows * out` values are written.
-            unsafe { y.set_len(rows * self.out) };
-        }
+        let place = Place { start: y.as_mut_ptr(), rows, out: self.out, bias, accumulate: false };
+        self.multiply(kernel, x, rows, &place);
+        // SAFETY: every block of every panel was put in its place, so all `rows * out` values are written.
+        unsafe { y.set_len(rows * self.out) };
         y
     }
-}
 
-/// What is added to the sums.
-#[derive(Clone, Copy, Default)]
-struct Epilogue<'a> {
-    bias: Option<&'a [f32]>,     // [O]
-    residual: Option<&'a [f32]>, // [N, O]
+    /// `x · wᵀ` and what follows, by one kernel.
+    fn multiply(&self, kernel: Kernel, x: &Rows, rows: usize, place: &Place) {
+        if rows * self.out == 0 {
+            return;
+        }
+        let blocks = Blocks::new(rows, kernel.max_rows);
+        let steps = kernel.steps(self.inner);
+        let words = kernel.words_per_step();
+        let packed = pack_rows(&kernel, x, self.inner, &blocks);
+        let blocks_per_chunk = (CHUNK_WORDS / (steps * words * kernel.max_rows).max(1)).max(1);
+        let panels = self.out.div_ceil(PANEL);
+        let panel_lines = panel_lines(self.inner, self.dtype);
+        let panels_per_task = panels_per_task(panels, panel_lines * size_of::<Line>(), rows);
+        let task = |first: usize| {
+            let mut sums: Sums = [[0.0; PANEL]; MAX_ROWS];
+            for first_block in (0..blocks.count).step_by(blocks_per_chunk) {
+                for panel in first..panels.min(first + panels_per_task) {
+                    let lines = &self.lines[panel * panel_lines..(panel + 1) * panel_lines];
+                    for block in first_block..blocks.count.min(first_block + blocks_per_chunk) {
+                        let (start, count) = blocks.span(block);
+                        let x = &packed[start * steps * words..(start + count) * steps * words];
+                        kernel.run(x, lines, steps, count, &mut sums);
+                        place.put(start, panel, &sums[..count]);
+                    }
+                }
+            }
+        };
+        if panels_per_task >= panels {
+            task(0);
+        } else {
+            let tasks = panels.div_ceil(panels_per_task);
+            (0..tasks).into_par_iter().with_max_len(1).for_each(|index| task(index * panels_per_task));
+        }
+    }
 }
 
 /// The result `[rows, out]`, written tile by tile from several threads.
@@ -198,29 +221,37 @@ struct Place<'a> {
     start: *mut f32,
     rows: usize,
     out: usize,
-    after: Epilogue<'a>,
+    /// `[O]`, added to the sums.
+    bias: Option<&'a [f32]>,
+    /// Whether what is there already is added at last.
+    accumulate: bool,
 }
 
 // SAFETY: `put` is called once per tile, and tiles do not overlap.
 unsafe impl Sync for Place<'_> {}
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    fn new(y: &'a mut [f32], rows: usize, out: usize, bias: Option<&'a [f32]>, accumulate: bool) -> Self {
+        assert_eq!(y.len(), rows * out);
+        Self { start: y.as_mut_ptr(), rows, out, bias, accumulate }
+    }
+
     fn put(&self, first_row: usize, panel: usize, sums: &[[f32; PANEL]]) {
         let column = panel * PANEL;
         let width = PANEL.min(self.out - column);
         assert!(first_row + sums.len() <= self.rows);
         for (row, sums) in (first_row..).zip(sums) {
             let mut values = *sums;
-            if let Some(bias) = self.after.bias {
+            if let Some(bias) = self.bias {
                 add(&mut values, &bias[column..column + width]);
             }
-            let at = row * self.out + column;
-            if let Some(residual) = self.after.residual {
-                add(&mut values, &residual[at..at + width]);
-            }
-            // SAFETY: `row < rows` and `column + width <= out`, and nobody else writes this tile.
+            // SAFETY: `row < rows` and `column + width <= out`, and nobody else touches this tile; where it is read it
+            // was handed in as a slice.
             unsafe {
-                let place = self.start.add(at);
+                let place = self.start.add(row * self.out + column);
+                if self.accumulate {
+                    add(&mut values, std::slice::from_raw_parts(place, width));
+                }
                 if width == PANEL {
                     // Of known size: registers, no call.
                     place.cast::<[f32; PANEL]>().write_unaligned(values);
@@ -263,24 +294,28 @@ impl Blocks {
 
 /// The activations as the kernel reads them: per block `[steps, rows, words per step]`, so that a block is one run of
 /// memory whatever the width of a row is.
-fn pack_rows(kernel: &Kernel, x: &[f32], inner: usize, blocks: &Blocks) -> Vec<u32> {
-    const WORTH_A_THREAD: usize = 1 << 16;
+fn pack_rows(kernel: &Kernel, x: &Rows, inner: usize, blocks: &Blocks) -> Vec<u32> {
+    const WORTH_A_THREAD: usize = 1 << 14;
     let width = kernel.steps(inner) * kernel.words_per_step();
     let (last, count) = blocks.span(blocks.count - 1);
-    let mut packed = vec![0u32; (last + count) * width];
+    let rows = last + count;
+    let mut packed = vec![0u32; rows * width];
     let mut parts = Vec::with_capacity(blocks.count);
     let mut rest = packed.as_mut_slice();
     for block in 0..blocks.count {
         let (start, count) = blocks.span(block);
         let (part, tail) = rest.split_at_mut(count * width);
-        parts.push((&x[start * inner..(start + count) * inner], part, count));
+        parts.push((start, count, part));
         rest = tail;
     }
-    let pack = |(x, part, count): (&[f32], &mut [u32], usize)| kernel.pack_block(x, inner, count, part);
-    if x.len() < WORTH_A_THREAD {
-        parts.into_iter().for_each(pack);
+    let pack = |scratch: &mut Vec<f32>, (start, count, part): (usize, usize, &mut [u32])| {
+        kernel.pack_block(x.rows(start, count, inner, scratch), inner, count, part);
+    };
+    if rows * inner < WORTH_A_THREAD || parts.len() == 1 {
+        let mut scratch = Vec::new();
+        parts.into_iter().for_each(|part| pack(&mut scratch, part));
     } else {
-        parts.into_par_iter().for_each(pack);
+        parts.into_par_iter().for_each_init(Vec::new, pack);
     }
     packed
 }

@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Device};
 
-use super::{super::forward, *};
+use super::{
+    super::{cache::{copy_blocks, write_cache}, forward},
+    *,
+};
 
 /// Random `[rows, (H + 2K)·D]`.
 fn random(rows: usize, heads: &Heads) -> Result<Tensor> {
@@ -52,7 +55,7 @@ fn a_row_has_the_packed_bits_wherever_the_prompt_is_cut_and_whatever_the_block_s
             let (mut start, mut rows_so_far) = (0, Vec::new());
             for end in cuts {
                 let part = qkv.narrow(0, start, end - start)?.contiguous()?;
-                write_cache(&part, &keys, &values, &slots(&block_table, start..end, block_size), block_size, &heads)?;
+                write_cache(&part, None, (&keys, &values), &slots(&block_table, start..end, block_size), block_size, &heads)?;
                 let rows = PagedRows { query_len: end - start, context_len: end, block_table: &block_table };
                 rows_so_far.extend(bits(&paged(&part, &keys, &values, &[rows], block_size, &heads)?)?);
                 start = end;
@@ -89,10 +92,10 @@ fn rows_that_share_blocks_have_the_bits_of_rows_that_do_not() -> Result<()> {
         };
         let num_blocks = 3 + num_own as usize * num;
         let (keys, values) = (poisoned(num_blocks, block_size, &heads)?, poisoned(num_blocks, block_size, &heads)?);
-        write_cache(&prefix, &keys, &values, &slots(&blocks_of(0), 0..common, block_size), block_size, &heads)?;
+        write_cache(&prefix, None, (&keys, &values), &slots(&blocks_of(0), 0..common, block_size), block_size, &heads)?;
         let tables: Vec<Vec<u32>> = (0..num).map(blocks_of).collect();
         for (table, (tail, &len)) in tables.iter().zip(tails.iter().zip(&lens)) {
-            write_cache(tail, &keys, &values, &slots(table, common..len, block_size), block_size, &heads)?;
+            write_cache(tail, None, (&keys, &values), &slots(table, common..len, block_size), block_size, &heads)?;
         }
         // In an order in which neighbours are not the longest common ones: every second sequence, then the rest, and
         // of every third its last two rows.

@@ -47,8 +47,9 @@ fn every_kernel_is_the_product_of_what_it_was_given() {
             for (rows, inner, out) in SHAPES {
                 let (x, w) = (random(rows * inner, 1), random(out * inner, 2));
                 let (bias, residual) = (random(out, 3), random(rows * out, 4));
-                let after = Epilogue { bias: Some(&bias), residual: Some(&residual) };
-                let got = pack(&w, (out, inner), dtype).multiply(kernel, &x, rows, after);
+                let mut got = residual.clone();
+                let place = Place::new(&mut got, rows, out, Some(&bias), true);
+                pack(&w, (out, inner), dtype).multiply(kernel, &Rows::Plain(&x), rows, &place);
                 // What rounding the operands alone costs is no error of the kernel.
                 let w: Vec<f32> = if dtype == WeightDtype::Bf16 { w.into_iter().map(bf16).collect() } else { w };
                 let x: Vec<f32> = if kernel.name == "avx512bf16" { x.into_iter().map(bf16).collect() } else { x };
@@ -77,7 +78,7 @@ fn a_row_has_the_same_bits_among_any_number_of_rows_and_threads() {
             for (inner, out) in [(64, 172), (172, 64), (601, 48), (2048, 300)] {
                 let (x, w) = (random(130 * inner, 5), pack(&random(out * inner, 6), (out, inner), dtype));
                 let bits = |x: &[f32], rows: usize| -> Vec<u32> {
-                    w.multiply(kernel, x, rows, Epilogue::default()).into_iter().map(f32::to_bits).collect()
+                    w.multiply_to_vec(kernel, &Rows::Plain(x), rows, None).into_iter().map(f32::to_bits).collect()
                 };
                 let all = pools[0].install(|| bits(&x, 130));
                 for pool in &pools {
@@ -105,8 +106,10 @@ fn kernels_of_one_kind_agree() {
     let (x, w) = (random(rows * inner, 7), random(out * inner, 8));
     for dtype in [WeightDtype::F32, WeightDtype::Bf16] {
         let w = pack(&w, (out, inner), dtype);
-        let results: Vec<Vec<f32>> =
-            tile::kernels(dtype).into_iter().map(|kernel| w.multiply(kernel, &x, rows, Epilogue::default())).collect();
+        let results: Vec<Vec<f32>> = tile::kernels(dtype)
+            .into_iter()
+            .map(|kernel| w.multiply_to_vec(kernel, &Rows::Plain(&x), rows, None))
+            .collect();
         for result in &results {
             for (a, b) in result.iter().zip(&results[0]) {
                 // One rounding of the activations to 8 bits, over sums of 300 products.
@@ -152,14 +155,47 @@ fn values_are_rounded_to_the_nearest_bf16_and_nan_stays() {
 }
 
 #[test]
+fn a_norm_or_a_gate_on_the_way_has_the_bits_of_the_op_by_itself() -> Result<()> {
+    let (rows, inner, out) = (29, 70, 40);
+    let tensor = |len: usize, width: usize, seed| Tensor::from_vec(random(len, seed), (len / width, width), &Device::Cpu);
+    let (x, gate_up) = (tensor(rows * inner, inner, 10)?, tensor(2 * rows * inner, 2 * inner, 11)?);
+    let norm = Tensor::from_vec(random(inner, 12), inner, &Device::Cpu)?;
+    let bias = Tensor::from_vec(random(out, 13), out, &Device::Cpu)?;
+    let normed = crate::rms_norm::forward(&x, &norm, 1e-5)?.0;
+    let gated = crate::swiglu::forward(&gate_up)?;
+    for dtype in [WeightDtype::F32, WeightDtype::Bf16] {
+        let w = PackedWeight::from_tensor(&tensor(out * inner, inner, 14)?, dtype)?;
+        for (fused, plain) in
+            [(Input::RmsNorm { x: &x, w: &norm, eps: 1e-5 }, &normed), (Input::SwiGlu(&gate_up), &gated)]
+        {
+            let expected = w.forward(Input::Rows(plain), Some(&bias))?.to_vec2::<f32>()?;
+            assert_eq!(w.forward(fused, Some(&bias))?.to_vec2::<f32>()?, expected);
+            // Into memory with more rows than are needed, and on top of what is there.
+            let y = Tensor::ones((rows + 3, out), candle_core::DType::F32, &Device::Cpu)?;
+            w.forward_into(fused, Some(&bias), &y)?;
+            assert_eq!(y.narrow(0, 0, rows)?.to_vec2::<f32>()?, expected);
+            w.add_to(fused, Some(&bias), &y)?;
+            let twice: Vec<Vec<f32>> =
+                expected.iter().map(|row| row.iter().map(|value| value + value).collect()).collect();
+            assert_eq!(y.narrow(0, 0, rows)?.to_vec2::<f32>()?, twice);
+            assert_eq!(y.narrow(0, rows, 3)?.to_vec2::<f32>()?, vec![vec![1.0; out]; 3]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn wrong_shapes_are_refused() -> Result<()> {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu);
     let w = PackedWeight::from_tensor(&zeros(&[4, 3])?, WeightDtype::F32)?;
     let x = zeros(&[2, 3])?;
-    assert_eq!(w.forward(&x, None, None)?.dims(), [2, 4]);
-    assert!(w.forward(&zeros(&[2, 4])?, None, None).is_err());
-    assert!(w.forward(&x, Some(&zeros(&[3])?), None).is_err());
-    assert!(w.forward(&x, None, Some(&zeros(&[1, 4])?)).is_err());
-    assert_eq!(w.forward(&zeros(&[0, 3])?, None, None)?.dims(), [0, 4]);
+    assert_eq!(w.forward(Input::Rows(&x), None)?.dims(), [2, 4]);
+    assert!(w.forward(Input::Rows(&zeros(&[2, 4])?), None).is_err());
+    assert!(w.forward(Input::Rows(&x), Some(&zeros(&[3])?)).is_err());
+    assert!(w.forward(Input::SwiGlu(&x), None).is_err());
+    assert!(w.forward(Input::RmsNorm { x: &x, w: &zeros(&[4])?, eps: 1e-5 }, None).is_err());
+    assert!(w.forward_into(Input::Rows(&x), None, &zeros(&[1, 4])?).is_err());
+    assert!(w.add_to(Input::Rows(&x), None, &zeros(&[2, 3])?).is_err());
+    assert_eq!(w.forward(Input::Rows(&zeros(&[0, 3])?), None)?.dims(), [0, 4]);
     Ok(())
 }
