@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The soak of `glan serve` for MINUTES (20 by default) instead of the seconds that the tests give it: clients that behave,
+# The soak of `glan serve` for MINUTES (20 by default) instead of the minute that the tests give it: clients that behave,
 # that leave, that send garbage, all at once. Fails on a wrong status, a panic, blocks that stay taken, or memory that
 # grows; prints how often each kind of request had each outcome.
 set -euo pipefail

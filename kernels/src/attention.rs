@@ -9,7 +9,8 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::host::{read, tensor};
+use self::packed::{Outer, Part, PartGradients};
+use crate::host::{SharedMut, read, tensor};
 
 mod cache;
 mod packed;
@@ -68,12 +69,23 @@ pub fn forward(qkv: &Tensor, cu_seqlens: &[usize], heads: &Heads) -> Result<(Ten
     let (qkv, width, out) = (read(qkv)?, heads.qkv_width(), heads.query * heads.dim);
     let mut o = vec![0f32; rows * out];
     let mut lse = vec![0f32; rows * heads.query];
-    let parts =
-        split_sequences(&mut o, out, cu_seqlens).into_iter().zip(split_sequences(&mut lse, heads.query, cu_seqlens));
-    parts.collect::<Vec<_>>().into_par_iter().for_each(|((start, o), (_, lse))| {
-        let rows = o.len() / out;
-        packed::forward_sequence(&qkv[start * width..(start + rows) * width], heads, o, lse);
-    });
+    {
+        let (o, lse) = (SharedMut::new(&mut o), SharedMut::new(&mut lse));
+        let group = heads.group();
+        parts(cu_seqlens, heads).into_par_iter().with_max_len(1).for_each(|(start, len, kv_head)| {
+            let part = Part { qkv: &qkv[start * width..(start + len) * width], heads, kv_head };
+            let mut part_o = vec![0f32; len * group * heads.dim];
+            let mut part_lse = vec![0f32; len * group];
+            packed::forward_part(part, &mut part_o, &mut part_lse);
+            for i in 0..len {
+                // SAFETY: each key/value head of each sequence has columns of its own.
+                unsafe {
+                    copy_row(&o, (start + i) * out, kv_head, group * heads.dim, &part_o, i);
+                    copy_row(&lse, (start + i) * heads.query, kv_head, group, &part_lse, i);
+                }
+            }
+        });
+    }
     Ok((tensor(o, (rows, out))?, tensor(lse, (rows, heads.query))?))
 }
 
@@ -91,32 +103,47 @@ pub fn backward(
     let rows = heads.check(qkv)?;
     check_sequences(cu_seqlens, rows)?;
     let (d_o, o, lse, qkv) = (read(d_o)?, read(o)?, read(lse)?, read(qkv)?);
-    let width = heads.qkv_width();
+    let (width, out, dim) = (heads.qkv_width(), heads.query * heads.dim, heads.dim);
     let mut dqkv = vec![0f32; rows * width];
-    split_sequences(&mut dqkv, width, cu_seqlens).into_par_iter().for_each(|(start, dqkv)| {
-        let (rows, out) = (dqkv.len() / width, heads.query * heads.dim);
-        let span = |width: usize| start * width..(start + rows) * width;
-        packed::backward_sequence(
-            &d_o[span(out)],
-            &o[span(out)],
-            &lse[span(heads.query)],
-            &qkv[span(width)],
-            heads,
-            dqkv,
-        );
-    });
+    {
+        let dqkv = SharedMut::new(&mut dqkv);
+        let group = heads.group();
+        parts(cu_seqlens, heads).into_par_iter().with_max_len(1).for_each(|(start, len, kv_head)| {
+            let span = |width: usize| start * width..(start + len) * width;
+            let part = Part { qkv: &qkv[span(width)], heads, kv_head };
+            let outer = Outer { d_o: &d_o[span(out)], o: &o[span(out)], lse: &lse[span(heads.query)] };
+            let mut queries = vec![0f32; len * group * dim];
+            let (mut keys, mut values) = (vec![0f32; len * dim], vec![0f32; len * dim]);
+            let gradients = PartGradients { queries: &mut queries, keys: &mut keys, values: &mut values };
+            packed::backward_part(part, outer, gradients);
+            for i in 0..len {
+                let row = (start + i) * width;
+                // SAFETY: each key/value head of each sequence has columns of its own.
+                unsafe {
+                    copy_row(&dqkv, row, kv_head, group * dim, &queries, i);
+                    copy_row(&dqkv, row + out, kv_head, dim, &keys, i);
+                    copy_row(&dqkv, row + out + heads.key_value * dim, kv_head, dim, &values, i);
+                }
+            }
+        });
+    }
     tensor(dqkv, (rows, width))
 }
 
-/// The rows of each sequence of a packed tensor, with the sequence's first row.
-fn split_sequences<'a>(mut rest: &'a mut [f32], width: usize, cu_seqlens: &[usize]) -> Vec<(usize, &'a mut [f32])> {
-    let mut parts = Vec::with_capacity(cu_seqlens.len());
-    for bounds in cu_seqlens.windows(2) {
-        let (part, tail) = rest.split_at_mut((bounds[1] - bounds[0]) * width);
-        parts.push((bounds[0], part));
-        rest = tail;
-    }
-    parts
+/// First row, length and key/value head of every piece of work.
+fn parts(cu_seqlens: &[usize], heads: &Heads) -> Vec<(usize, usize, usize)> {
+    let sequences = cu_seqlens.windows(2).map(|bounds| (bounds[0], bounds[1] - bounds[0]));
+    sequences.flat_map(|(start, len)| (0..heads.key_value).map(move |kv_head| (start, len, kv_head))).collect()
+}
+
+/// Row `i` of `part [T, width]` into column block `block` of the row that begins at `row`.
+///
+/// # Safety
+///
+/// Nobody else touches that column block of that row.
+unsafe fn copy_row(to: &SharedMut, row: usize, block: usize, width: usize, part: &[f32], i: usize) {
+    // SAFETY: by this function's contract.
+    unsafe { to.slice(row + block * width, width) }.copy_from_slice(&part[i * width..(i + 1) * width]);
 }
 
 fn check_sequences(cu_seqlens: &[usize], rows: usize) -> Result<()> {

@@ -12,8 +12,8 @@ use crate::{
     simd::{LANES, exp, fold, simd_fn},
 };
 
-/// Most logits held at once, in values (16 MiB).
-const CHUNK_VALUES: usize = 1 << 22;
+/// Most logits held at once, in values (64 MiB): the head's gradient is read and written once per chunk.
+const CHUNK_VALUES: usize = 1 << 24;
 
 /// What [`forward_backward`] returns.
 pub struct LossAndGradient {

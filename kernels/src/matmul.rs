@@ -1,12 +1,12 @@
 //! Matrix products: the linear layer forward, and its gradients accumulated in place.
 //!
-//! `y[N, O] = x[N, I] · w[O, I]ᵀ + bias`. Weights stay as checkpoints hold them. Source of the GEMM: the `gemm` crate.
-//! Operations: 2·N·I·O each. The reduction over `I` is cut into blocks of [`K_BLOCK`] that are added in order, and few
-//! rows are padded with zeros, because `gemm` sums in another order for one row and for tiny products. Inference packs
-//! its weights once instead: [`PackedWeight`].
+//! `y[N, O] = x[N, I] · w[O, I]ᵀ + bias`. Weights stay as checkpoints hold them. Operations: 2·N·I·O each. Training
+//! multiplies with the tiles of [`product`], inference packs its weights once: [`PackedWeight`]. A processor for which
+//! there are no such tiles (neither AVX-512 nor AVX2) trains with the `gemm` crate instead.
 
 mod input;
 mod packed;
+mod product;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -58,13 +58,38 @@ fn gemm_into(dst: &mut [f32], accumulate: bool, (m, n, k): (usize, usize, usize)
         return;
     }
     assert!(dst.len() >= m * n && a.values.len() > last(m, k, &a) && b.values.len() > last(k, n, &b));
+    let kernel = tile::best(WeightDtype::F32);
+    if kernel.is_portable() {
+        by_gemm_crate(dst, accumulate, (m, n, k), a, b);
+    } else {
+        product::product(kernel, dst, accumulate, (m, n, k), a, b);
+    }
+}
+
+/// [`gemm_into`] by the `gemm` crate, with the same bits for every number of rows: the reduction is cut into blocks of
+/// [`K_BLOCK`] that are added in order, and few rows are padded with zeros, because `gemm` sums in another order for one
+/// row and for tiny products.
+fn by_gemm_crate(dst: &mut [f32], accumulate: bool, (m, n, k): (usize, usize, usize), a: Operand, b: Operand) {
+    let padded = m.max(2).max(SMALL_PRODUCT / n + 1);
+    if m < padded {
+        let mut wide_a = vec![0.0; padded * k];
+        for (row, wide) in wide_a.chunks_exact_mut(k).take(m).enumerate() {
+            let values = a.values[row * a.row_stride..].iter().step_by(a.column_stride);
+            wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = *value);
+        }
+        let mut wide = vec![0.0; padded * n];
+        wide[..m * n].copy_from_slice(&dst[..m * n]);
+        by_gemm_crate(&mut wide, accumulate, (padded, n, k), Operand::rows(&wide_a, k), b);
+        dst[..m * n].copy_from_slice(&wide[..m * n]);
+        return;
+    }
     // Below this many operations waking the other threads costs more than they save.
     let parallelism =
         if m * n * k < 1 << 18 { Parallelism::None } else { Parallelism::Rayon(rayon::current_num_threads()) };
     let mut start = 0;
     while start < k {
         let block = K_BLOCK.min(k - start);
-        // SAFETY: the assertion above bounds every element that the strides reach; `dst` overlaps neither operand.
+        // SAFETY: the caller has checked that the strides stay inside of the operands; `dst` overlaps neither.
         unsafe {
             gemm::gemm(
                 m,
@@ -100,16 +125,6 @@ pub(crate) fn linear_into(
     w: &[f32],
     (rows, inner, out): (usize, usize, usize),
 ) {
-    let padded = rows.max(2).max(SMALL_PRODUCT / out + 1);
-    if rows < padded {
-        let mut wide_x = vec![0.0; padded * inner];
-        let mut wide = vec![0.0; padded * out];
-        wide_x[..rows * inner].copy_from_slice(&x[..rows * inner]);
-        wide[..rows * out].copy_from_slice(&dst[..rows * out]);
-        linear_into(&mut wide, accumulate, &wide_x, w, (padded, inner, out));
-        dst[..rows * out].copy_from_slice(&wide[..rows * out]);
-        return;
-    }
     gemm_into(dst, accumulate, (rows, out, inner), Operand::rows(x, inner), Operand::transposed(w, inner));
 }
 
@@ -257,6 +272,23 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    #[test]
+    fn the_crate_for_other_processors_multiplies_likewise() {
+        for (m, n, k) in [(1, 5, 3), (3, 7, 700), (40, 33, 64)] {
+            let (a, b) = (random((m, k)), random((k, n)));
+            let expected = a.matmul(&b).and_then(|product| product.flatten_all()?.to_vec1::<f32>()).expect("a product");
+            let turned = a.t().and_then(|a| a.contiguous()).expect("the matrix turned");
+            let (a, b, turned) = [&a, &b, &turned].map(|it| crate::to_vec(it).expect("values")).into();
+            for a in [Operand::rows(&a, k), Operand::transposed(&turned, m)] {
+                let mut got = vec![1.0; m * n];
+                by_gemm_crate(&mut got, true, (m, n, k), a, Operand::rows(&b, n));
+                for (got, expected) in got.iter().zip(&expected) {
+                    assert!((got - expected - 1.0).abs() < 1e-3);
+                }
+            }
+        }
     }
 
     fn to_rows(t: &Tensor) -> Result<Vec<Vec<u32>>> {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """glan, transformers and llama.cpp in turn on the same weights, and the ratios of their rates.
 
-Called by scripts/bench_peers.sh; see there. Each is a process of its own, one after the other, pass after pass, so that
+Called by scripts/bench_peers.sh; see there. `--what train` compares fine-tuning with PyTorch instead, rows of 512 tokens. Each is a process of its own, one after the other, pass after pass, so that
 whatever else the machine does falls on all. The best of the passes counts. With one thread the rates are per second of
 processor time of the process, which other work on the machine disturbs least; with more they are per second of wall time.
 llama.cpp (llama-batched-bench, on the PATH or by --llama) tells wall time only; it reads the GGUF file that glan exports.
@@ -75,6 +75,9 @@ def llama_rows(args, file):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--glan", required=True, help="the executable")
+    p.add_argument("--what", choices=["generate", "train"], default="generate")
+    p.add_argument("--methods", default="full,lora", help="train: what is trained")
+    p.add_argument("--steps", type=int, default=5, help="train: steps of a pass, the best of which counts")
     p.add_argument("--sizes", default="25m,125m")
     p.add_argument("--dtypes", default="f32,bf16")
     p.add_argument("--batch", default="1,8,32")
@@ -99,9 +102,12 @@ def main():
                 lines([sys.executable, os.path.join(HERE, "make_hf_model.py"), "--size", size, "--arch", "llama",
                        *([] if args.llama else ["--no-tokenizer"]), "--out", model])
             for dtype in args.dtypes.split(","):
-                results += compare(args, size, model, dtype)
+                if args.what == "generate":
+                    results += compare(args, size, model, dtype)
+                else:
+                    results += [compare_training(args, size, model, dtype, method) for method in args.methods.split(",")]
     if args.output:
-        facts = dict(command=" ".join(sys.argv[1:]).replace(args.glan, "glan"), python=platform.python_version(),
+        facts = dict(what=args.what, command=" ".join(sys.argv[1:]).replace(args.glan, "glan"), python=platform.python_version(),
                      prompt=args.prompt, new=args.new, threads=args.threads, passes=args.passes, results=results)
         with open(args.output, "w") as f:
             json.dump(facts, f, indent=1)
@@ -147,6 +153,30 @@ def compare(args, size, model, dtype):
                          **{name: of_batch.get(batch) for name, of_batch in best.items()}))
     sys.stdout.flush()
     return rows
+
+
+def compare_training(args, size, model, dtype, method):
+    common = ["--batch", "4", "--seq", "512", "--steps", str(args.steps), "--threads", str(args.threads)]
+    ours = [args.glan, "-q", "bench", "train", "--model", model, "--dtype", dtype, "--method", method, "--json", *common]
+    theirs = [sys.executable, os.path.join(HERE, "train_torch.py"), "--size", size, "--arch", "llama",
+              "--dtype", DTYPES[dtype][0], "--mode", method, *common]
+    best = {"glan": {}, "pytorch": {}}
+    about = {}
+    for _ in range(args.passes):
+        for name, command in (("glan", ours), ("pytorch", theirs)):
+            for row in lines(command):
+                for key in ("tok_s_best", "tok_s_median", "tok_per_cpu_s_best"):
+                    best[name][key] = max(best[name].get(key, 0), row.get(key) or 0)
+                best[name]["peak_rss_mib"] = min(best[name].get("peak_rss_mib", float("inf")), row["peak_rss_mib"])
+                about.update({key: row[key] for key in ("torch", "transformers", "cpu") if key in row})
+    print(f"\n{size} {dtype} {method}, {args.threads} thread(s), batch 4 x 512; PyTorch {about.get('torch')}")
+    ratios = {}
+    for key in ("tok_s_best", "tok_s_median", "tok_per_cpu_s_best", "peak_rss_mib"):
+        a, b = best["glan"][key], best["pytorch"][key]
+        ratios[key] = round(a / b, 3) if b else None
+        print(f"{key:>20} {a:>10.1f} {b:>10.1f} {ratios[key] or float('nan'):>6.2f}x")
+    sys.stdout.flush()
+    return dict(size=size, dtype=dtype, method=method, about=about, ratios=ratios, **best)
 
 
 if __name__ == "__main__":

@@ -272,14 +272,7 @@ impl InferenceDecoder {
         };
         let (keys, values) = &cache.layers[layer];
         let cache_of_layer = (keys, values);
-        attention::write_cache(
-            &room.qkv,
-            Some(rotary),
-            cache_of_layer,
-            &batch.slot_mapping,
-            cache.block_size,
-            heads,
-        )?;
+        attention::write_cache(&room.qkv, Some(rotary), cache_of_layer, &batch.slot_mapping, cache.block_size, heads)?;
         Ok(attention::paged_into(&room.qkv, cache_of_layer, sequences, cache.block_size, heads, &room.o)?)
     }
 

@@ -14,6 +14,7 @@ mod grammar;
 mod http;
 mod parity;
 mod pipeline;
+mod queue;
 mod sandbox;
 mod serve;
 mod soak;

@@ -60,11 +60,7 @@ pub fn write_cache(
                 };
                 // Neighbours share cache lines of the keys: runs of rows, not single ones.
                 const RUN: usize = 16;
-                qkv[..slots.len() * width]
-                    .par_chunks_exact_mut(width)
-                    .with_min_len(RUN)
-                    .enumerate()
-                    .for_each(row);
+                qkv[..slots.len() * width].par_chunks_exact_mut(width).with_min_len(RUN).enumerate().for_each(row);
                 Ok(())
             })
         })

@@ -12,6 +12,8 @@
 //! In bf16 the weights are rounded, and with AVX-512-BF16 the activations too (to nearest, subnormals to zero); sums are
 //! f32. Without that instruction the activations stay f32, so the last bits differ between processors.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -65,7 +67,9 @@ impl PackedWeight {
                 let first = panel * PANEL;
                 rows.resize(PANEL.min(out - first) * inner, 0.0);
                 fill(first, rows)?;
-                fill_panel(lines, rows, inner, dtype);
+                let mut parts = [&[][..]; PANEL];
+                parts.iter_mut().zip(rows.chunks_exact(inner)).for_each(|(part, row)| *part = row);
+                tile::fill_panel(dtype, &parts[..PANEL.min(out - first)], lines);
                 Ok(())
             })?;
         }
@@ -187,25 +191,14 @@ impl PackedWeight {
         }
         let blocks = Blocks::new(rows, kernel.max_rows);
         let steps = kernel.steps(self.inner);
-        let words = kernel.words_per_step();
         let packed = pack_rows(&kernel, x, self.inner, &blocks);
-        let blocks_per_chunk = (CHUNK_WORDS / (steps * words * kernel.max_rows).max(1)).max(1);
         let panels = self.out.div_ceil(PANEL);
         let panel_lines = panel_lines(self.inner, self.dtype);
         let panels_per_task = panels_per_task(panels, panel_lines * size_of::<Line>(), rows);
         let task = |first: usize| {
-            let mut sums: Sums = [[0.0; PANEL]; MAX_ROWS];
-            for first_block in (0..blocks.count).step_by(blocks_per_chunk) {
-                for panel in first..panels.min(first + panels_per_task) {
-                    let lines = &self.lines[panel * panel_lines..(panel + 1) * panel_lines];
-                    for block in first_block..blocks.count.min(first_block + blocks_per_chunk) {
-                        let (start, count) = blocks.span(block);
-                        let x = &packed[start * steps * words..(start + count) * steps * words];
-                        kernel.run(x, lines, steps, count, &mut sums);
-                        place.put(start, panel, &sums[..count]);
-                    }
-                }
-            }
+            let range = first..panels.min(first + panels_per_task);
+            let lines = &self.lines[range.start * panel_lines..range.end * panel_lines];
+            sweep(kernel, &packed, lines, steps, (&blocks, 0..blocks.count), range, place);
         };
         if panels_per_task >= panels {
             task(0);
@@ -216,8 +209,35 @@ impl PackedWeight {
     }
 }
 
+/// Multiplies a range of packed blocks of rows with packed panels (`lines` begins with the first of `panels`) and puts
+/// the tiles in their place: a chunk of blocks that fits the cache, all panels, then the next chunk.
+pub(super) fn sweep(
+    kernel: Kernel,
+    packed: &[u32],
+    lines: &[Line],
+    steps: usize,
+    (blocks, block_range): (&Blocks, Range<usize>),
+    panels: Range<usize>,
+    place: &Place,
+) {
+    let words = steps * kernel.words_per_step();
+    let panel_lines = steps * PANEL / Line::WORDS;
+    let blocks_per_chunk = (CHUNK_WORDS / (words * kernel.max_rows).max(1)).max(1);
+    let mut sums: Sums = [[0.0; PANEL]; MAX_ROWS];
+    for first_block in block_range.clone().step_by(blocks_per_chunk) {
+        for (index, panel) in panels.clone().enumerate() {
+            let lines = &lines[index * panel_lines..(index + 1) * panel_lines];
+            for block in first_block..block_range.end.min(first_block + blocks_per_chunk) {
+                let (start, count) = blocks.span(block);
+                kernel.run(&packed[start * words..(start + count) * words], lines, steps, count, &mut sums);
+                place.put(start, panel, &sums[..count]);
+            }
+        }
+    }
+}
+
 /// The result `[rows, out]`, written tile by tile from several threads.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     start: *mut f32,
     rows: usize,
     out: usize,
@@ -231,7 +251,7 @@ struct Place<'a> {
 unsafe impl Sync for Place<'_> {}
 
 impl<'a> Place<'a> {
-    fn new(y: &'a mut [f32], rows: usize, out: usize, bias: Option<&'a [f32]>, accumulate: bool) -> Self {
+    pub(super) fn new(y: &'a mut [f32], rows: usize, out: usize, bias: Option<&'a [f32]>, accumulate: bool) -> Self {
         assert_eq!(y.len(), rows * out);
         Self { start: y.as_mut_ptr(), rows, out, bias, accumulate }
     }
@@ -273,7 +293,7 @@ fn add(values: &mut [f32; PANEL], more: &[f32]) {
 }
 
 /// Rows cut into blocks of nearly equal size: 13 rows are 7 and 6, not 12 and 1.
-struct Blocks {
+pub(super) struct Blocks {
     count: usize,
     base: usize,
     /// How many blocks have one row more than `base`.
@@ -281,13 +301,17 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn new(rows: usize, max_rows: usize) -> Self {
+    pub(super) fn new(rows: usize, max_rows: usize) -> Self {
         let count = rows.div_ceil(max_rows);
         Self { count, base: rows / count, longer: rows % count }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     /// First row and number of rows.
-    fn span(&self, block: usize) -> (usize, usize) {
+    pub(super) fn span(&self, block: usize) -> (usize, usize) {
         (block * self.base + block.min(self.longer), self.base + usize::from(block < self.longer))
     }
 }
@@ -309,7 +333,10 @@ fn pack_rows(kernel: &Kernel, x: &Rows, inner: usize, blocks: &Blocks) -> Vec<u3
         rest = tail;
     }
     let pack = |scratch: &mut Vec<f32>, (start, count, part): (usize, usize, &mut [u32])| {
-        kernel.pack_block(x.rows(start, count, inner, scratch), inner, count, part);
+        let mut rows = [&[][..]; MAX_ROWS];
+        let values = x.rows(start, count, inner, scratch);
+        rows[..count].iter_mut().enumerate().for_each(|(row, x)| *x = &values[row * inner..(row + 1) * inner]);
+        kernel.pack_rows(&rows[..count], part);
     };
     if rows * inner < WORTH_A_THREAD || parts.len() == 1 {
         let mut scratch = Vec::new();
@@ -338,21 +365,6 @@ fn panel_lines(inner: usize, dtype: WeightDtype) -> usize {
         WeightDtype::Bf16 => inner.div_ceil(2),
     };
     steps * PANEL / Line::WORDS
-}
-
-/// Writes up to [`PANEL`] rows of the matrix into their panel.
-fn fill_panel(lines: &mut [Line], rows: &[f32], inner: usize, dtype: WeightDtype) {
-    const LINES: usize = PANEL / Line::WORDS;
-    for (lane, row) in rows.chunks_exact(inner).enumerate() {
-        let (line, word) = (lane / Line::WORDS, lane % Line::WORDS);
-        let slots = lines.chunks_exact_mut(LINES).map(|step| &mut step[line].0[word]);
-        match dtype {
-            WeightDtype::F32 => slots.zip(row).for_each(|(slot, value)| *slot = value.to_bits()),
-            WeightDtype::Bf16 => slots.zip(row.chunks(2)).for_each(|(slot, pair)| {
-                *slot = tile::pair(pair[0], pair.get(1).copied().unwrap_or(0.0));
-            }),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Every kernel keeps one accumulator per row and output and adds the products in the order of the inner dimension, so
 //! a row's bits are the same in a block of any size.
 
+use std::ops::Range;
+
 use super::packed::WeightDtype;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -49,7 +51,6 @@ pub(super) struct Kernel {
     pub max_rows: usize,
     operands: Operands,
     run: Run,
-    #[cfg_attr(not(test), allow(dead_code))]
     pub name: &'static str,
 }
 
@@ -67,34 +68,88 @@ impl Kernel {
         if self.operands == Operands::Widened { 2 } else { 1 }
     }
 
-    /// Packs `count` rows `[count, inner]` into `[steps, count, words per step]`.
-    pub(super) fn pack_block(&self, x: &[f32], inner: usize, count: usize, part: &mut [u32]) {
+    /// Where along the inner dimension (`len` long) step `step` reads: one index, or two of a pair, the last of which may
+    /// be missing.
+    pub(super) fn depth(&self, step: usize, len: usize) -> Range<usize> {
+        match self.operands {
+            Operands::F32 => step..step + 1,
+            Operands::Widened | Operands::Bf16 => 2 * step..len.min(2 * step + 2),
+        }
+    }
+
+    /// Packs rows of activations of one length into `[steps, rows, words per step]`.
+    pub(super) fn pack_rows(&self, rows: &[&[f32]], part: &mut [u32]) {
+        let inner = rows[0].len();
         if inner == 0 {
             return;
         }
         match self.operands {
-            Operands::F32 => {
-                let mut rows = [&[][..]; MAX_ROWS];
-                rows.iter_mut().zip(x.chunks_exact(inner)).for_each(|(row, x)| *row = x);
-                interleave(&rows[..count], part, f32::to_bits);
-            }
+            Operands::F32 => interleave(rows, part, f32::to_bits),
             Operands::Bf16 => {
                 let steps = self.steps(inner);
-                let mut pairs = vec![0u32; count * steps];
-                pairs.chunks_exact_mut(steps).zip(x.chunks_exact(inner)).for_each(|(pairs, x)| round_pairs(x, pairs));
-                let mut rows = [&[][..]; MAX_ROWS];
-                rows.iter_mut().zip(pairs.chunks_exact(steps)).for_each(|(row, pairs)| *row = pairs);
-                interleave(&rows[..count], part, |pair| pair);
+                let mut pairs = vec![0u32; rows.len() * steps];
+                pairs.chunks_exact_mut(steps).zip(rows).for_each(|(pairs, row)| round_pairs(row, pairs));
+                let mut packed = [&[][..]; MAX_ROWS];
+                packed.iter_mut().zip(pairs.chunks_exact(steps)).for_each(|(row, pairs)| *row = pairs);
+                interleave(&packed[..rows.len()], part, |pair| pair);
             }
             Operands::Widened => {
-                for (row, x) in x.chunks_exact(inner).enumerate() {
-                    for (words, values) in part.chunks_exact_mut(2 * count).zip(x.chunks(2)) {
+                for (row, x) in rows.iter().enumerate() {
+                    for (words, values) in part.chunks_exact_mut(2 * rows.len()).zip(x.chunks(2)) {
                         words[2 * row] = values[0].to_bits();
                         words[2 * row + 1] = values.get(1).map_or(0, |value| value.to_bits());
                     }
                 }
             }
         }
+    }
+
+    /// Packs one step of activations whose rows lie side by side: the values of all rows at the step's index, and at its
+    /// second one where it has one. `part [rows, words per step]`.
+    pub(super) fn pack_columns(&self, first: &[f32], second: Option<&[f32]>, part: &mut [u32]) {
+        match self.operands {
+            Operands::F32 => {
+                match (<&[f32; MAX_ROWS]>::try_from(first), <&mut [u32; MAX_ROWS]>::try_from(&mut *part)) {
+                    // Of known size: registers, no call.
+                    (Ok(first), Ok(part)) => *part = first.map(f32::to_bits),
+                    _ => part.iter_mut().zip(first).for_each(|(word, value)| *word = value.to_bits()),
+                }
+            }
+            Operands::Bf16 => pack_pairs(first, second.unwrap_or(&[]), part),
+            Operands::Widened => {
+                for (row, (words, value)) in part.as_chunks_mut::<2>().0.iter_mut().zip(first).enumerate() {
+                    *words = [value.to_bits(), second.map_or(0, |second| second[row].to_bits())];
+                }
+            }
+        }
+    }
+
+    /// Packs one step of weights whose outputs lie side by side, zeros past the last one.
+    pub(super) fn pack_weights(&self, first: &[f32], second: Option<&[f32]>, lines: &mut [Line]) {
+        let mut words = [0u32; PANEL];
+        match self.operands {
+            Operands::F32 if first.len() == PANEL => {
+                // Of known size: registers, no call.
+                for (line, values) in lines.iter_mut().zip(first.as_chunks::<{ Line::WORDS }>().0) {
+                    line.0 = values.map(f32::to_bits);
+                }
+                return;
+            }
+            Operands::F32 => words.iter_mut().zip(first).for_each(|(word, value)| *word = value.to_bits()),
+            Operands::Widened | Operands::Bf16 => pack_pairs(first, second.unwrap_or(&[]), &mut words[..first.len()]),
+        }
+        lines.iter_mut().zip(words.as_chunks::<{ Line::WORDS }>().0).for_each(|(line, words)| line.0 = *words);
+    }
+
+    /// Packs up to [`PANEL`] rows of a weight matrix, of one length, into a panel; zeros past the last one.
+    pub(super) fn pack_weight_rows(&self, rows: &[&[f32]], lines: &mut [Line]) {
+        let dtype = if self.operands == Operands::F32 { WeightDtype::F32 } else { WeightDtype::Bf16 };
+        fill_panel(dtype, rows, lines);
+    }
+
+    /// Whether this is the plain loop for any processor.
+    pub(super) fn is_portable(&self) -> bool {
+        self.name == "portable"
     }
 
     /// Multiplies a block of `count` packed rows with a panel.
@@ -145,6 +200,57 @@ pub(super) fn best(dtype: WeightDtype) -> Kernel {
     use std::sync::OnceLock;
     static BEST: [OnceLock<Kernel>; 2] = [OnceLock::new(), OnceLock::new()];
     *BEST[dtype as usize].get_or_init(|| kernels(dtype)[0])
+}
+
+/// Writes up to [`PANEL`] rows of a matrix, of one length, into their panel; zeros past the last one.
+pub(super) fn fill_panel(dtype: WeightDtype, rows: &[&[f32]], lines: &mut [Line]) {
+    match dtype {
+        WeightDtype::F32 => fill_panel_f32(rows, lines),
+        WeightDtype::Bf16 => fill_panel_bf16(rows, lines),
+    }
+}
+
+simd_fn! {
+    fn fill_panel_f32(rows: &[&[f32]], lines: &mut [Line]) {
+        let _ = FMA;
+        const LINES: usize = PANEL / Line::WORDS;
+        for (first, rows) in (0..PANEL).step_by(Line::WORDS).zip(rows.chunks(Line::WORDS).chain([&[][..]])) {
+            let lines = lines[first / Line::WORDS..].iter_mut().step_by(LINES);
+            // Sixteen streams at a time, each read in order.
+            for (step, line) in lines.enumerate() {
+                *line = Line::ZERO;
+                line.0.iter_mut().zip(rows).for_each(|(word, row)| *word = row[step].to_bits());
+            }
+        }
+    }
+}
+
+simd_fn! {
+    fn fill_panel_bf16(rows: &[&[f32]], lines: &mut [Line]) {
+        let _ = FMA;
+        const LINES: usize = PANEL / Line::WORDS;
+        for (first, rows) in (0..PANEL).step_by(Line::WORDS).zip(rows.chunks(Line::WORDS).chain([&[][..]])) {
+            let lines = lines[first / Line::WORDS..].iter_mut().step_by(LINES);
+            for (step, line) in lines.enumerate() {
+                *line = Line::ZERO;
+                for (word, row) in line.0.iter_mut().zip(rows) {
+                    *word = pair(row[2 * step], row.get(2 * step + 1).copied().unwrap_or(0.0));
+                }
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// Pairs of two rows, lane by lane; an empty second row counts as zeros.
+    fn pack_pairs(first: &[f32], second: &[f32], words: &mut [u32]) {
+        let _ = FMA;
+        if second.is_empty() {
+            words.iter_mut().zip(first).for_each(|(word, first)| *word = pair(*first, 0.0));
+        } else {
+            words.iter_mut().zip(first).zip(second).for_each(|((word, first), second)| *word = pair(*first, *second));
+        }
+    }
 }
 
 /// Rows side by side, step by step: `part [steps, rows]`.

@@ -3,7 +3,10 @@
 use candle_core::{DType, Device};
 
 use super::{
-    super::{cache::{copy_blocks, write_cache}, forward},
+    super::{
+        cache::{copy_blocks, write_cache},
+        forward,
+    },
     *,
 };
 
@@ -55,7 +58,14 @@ fn a_row_has_the_packed_bits_wherever_the_prompt_is_cut_and_whatever_the_block_s
             let (mut start, mut rows_so_far) = (0, Vec::new());
             for end in cuts {
                 let part = qkv.narrow(0, start, end - start)?.contiguous()?;
-                write_cache(&part, None, (&keys, &values), &slots(&block_table, start..end, block_size), block_size, &heads)?;
+                write_cache(
+                    &part,
+                    None,
+                    (&keys, &values),
+                    &slots(&block_table, start..end, block_size),
+                    block_size,
+                    &heads,
+                )?;
                 let rows = PagedRows { query_len: end - start, context_len: end, block_table: &block_table };
                 rows_so_far.extend(bits(&paged(&part, &keys, &values, &[rows], block_size, &heads)?)?);
                 start = end;

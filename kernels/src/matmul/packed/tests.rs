@@ -157,7 +157,8 @@ fn values_are_rounded_to_the_nearest_bf16_and_nan_stays() {
 #[test]
 fn a_norm_or_a_gate_on_the_way_has_the_bits_of_the_op_by_itself() -> Result<()> {
     let (rows, inner, out) = (29, 70, 40);
-    let tensor = |len: usize, width: usize, seed| Tensor::from_vec(random(len, seed), (len / width, width), &Device::Cpu);
+    let tensor =
+        |len: usize, width: usize, seed| Tensor::from_vec(random(len, seed), (len / width, width), &Device::Cpu);
     let (x, gate_up) = (tensor(rows * inner, inner, 10)?, tensor(2 * rows * inner, 2 * inner, 11)?);
     let norm = Tensor::from_vec(random(inner, 12), inner, &Device::Cpu)?;
     let bias = Tensor::from_vec(random(out, 13), out, &Device::Cpu)?;
