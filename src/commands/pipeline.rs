@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use candle_core::Device;
 use serde_json::{Value, json};
 
@@ -155,7 +155,8 @@ fn check_golden(golden: &Path, benchmarks: &Path, json: bool) -> Result<()> {
 /// `glan evaluate --model`.
 fn evaluate_model(args: &EvaluateArgs, name: &str) -> Result<()> {
     let config = args.stage.load_config()?;
-    let plan = evaluate::plan_model(args)?;
+    let launcher = std::env::current_exe().context("cannot find the path of this program")?;
+    let plan = evaluate::plan_model(args, &config.evaluate.code, &launcher)?;
     let Some(output) = &args.output else { return Err(usage("--model needs --output")) };
     let device = config.device.open()?;
     let mut model = load_student(name, &config, &device)?;

@@ -14,6 +14,7 @@ pub mod ifeval;
 mod metrics;
 pub mod plan;
 pub mod primer;
+mod programs;
 pub mod prompt;
 mod responses;
 mod results;

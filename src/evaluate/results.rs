@@ -17,8 +17,9 @@ use super::{
     groups,
     metrics::{self, Scored},
     plan::{Plan, PlannedTask},
-    prompt,
+    programs, prompt,
     responses::Answers,
+    sandbox::Outcome,
     task::{Measure, OutputType, Sampler},
 };
 use crate::{
@@ -112,6 +113,9 @@ pub fn evaluation_hash(plan: &Plan, model_key: &str) -> String {
     };
     add(model_key);
     add(&format!("{:?} {:?}", plan.style, plan.skipped));
+    if let Some(sandbox) = &plan.sandbox {
+        add(&sandbox.description().to_string());
+    }
     for planned in &plan.tasks {
         add(&format!("{:?} {} {}", planned.spec(), planned.num_fewshot, planned.original));
         if let Some(kwargs) = planned.task.generation_kwargs() {
@@ -159,9 +163,11 @@ pub fn write(
         let mut numbers: Vec<(String, Vec<Measure>)> = Vec::new();
         let mut lines = Vec::new();
         let mut hashes = Sha256::new();
+        let outcomes = programs::run(plan, planned, &answers.responses[index])?;
         for (doc_id, document) in planned.documents.iter().enumerate() {
             let responses = &answers.responses[index][doc_id];
-            for scored in metrics::score(planned, document, responses)? {
+            let outcomes = outcomes.get(doc_id).map_or(&[][..], Vec::as_slice);
+            for scored in metrics::score(planned, document, responses, outcomes)? {
                 let row = sample_row(plan, planned, doc_id, &answers.contexts[index][doc_id], responses, &scored);
                 for key in ["doc_hash", "prompt_hash", "target_hash"] {
                     hashes.update(row[key].as_str().unwrap_or_default());
@@ -247,6 +253,9 @@ fn sample_row(
     row.insert("resps".into(), Value::Array(resps));
     row.insert("filtered_resps".into(), scored.filtered.clone());
     row.insert("filter".into(), json!(scored.filter));
+    if !scored.outcomes.is_empty() {
+        row.insert("verdicts".into(), scored.outcomes.iter().map(Outcome::to_value).collect());
+    }
     row.insert("metrics".into(), scored.metrics.iter().map(|(name, _)| json!(name)).collect());
     row.insert("doc_hash".into(), json!(sha256(&format!("{:#}", document.row))));
     row.insert("prompt_hash".into(), json!(sha256(&contexts[0])));
@@ -376,6 +385,9 @@ fn tail(
             "fewshot_seed": FEWSHOT_SEED,
         }),
     );
+    if let Some(sandbox) = &plan.sandbox {
+        add("code_sandbox", sandbox.description());
+    }
     add("git_hash", Value::Null);
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     add("date", json!(since_epoch.as_secs_f64()));

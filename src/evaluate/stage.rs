@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -16,9 +17,10 @@ use super::{
     prompt::PromptStyle,
     responses,
     results::{self, Finished},
+    sandbox::Sandbox,
 };
 use crate::{
-    config::Config,
+    config::{CodeConfig, Config},
     error::{Failure, usage},
     interrupt,
     language_model::LanguageModel,
@@ -93,13 +95,25 @@ impl Plans {
             num_fewshot,
             style,
         };
-        let base = Plan::new(&evaluate.tasks, options(num_fewshot, PromptStyle::plain()))?;
+        let mut base = Plan::new(&evaluate.tasks, options(num_fewshot, PromptStyle::plain()))?;
+        let sandbox = if base.needs_sandbox() {
+            let launcher = std::env::current_exe().context("cannot find the path of this program")?;
+            Some(open_sandbox(&evaluate.code, &launcher))
+        } else {
+            None
+        };
+        if let Some(sandbox) = &sandbox {
+            base.take_sandbox(sandbox);
+        }
         if base.tasks.is_empty() {
             let names = evaluate.tasks.join(", ");
             return Err(usage(format!("none of the tasks of evaluate.tasks can be evaluated: [{names}]")));
         }
         let style = if evaluate.apply_chat_template { PromptStyle::chat() } else { PromptStyle::plain() };
-        let tuned = Plan::new(&evaluate.tasks, options(num_fewshot, style))?;
+        let mut tuned = Plan::new(&evaluate.tasks, options(num_fewshot, style))?;
+        if let Some(sandbox) = &sandbox {
+            tuned.take_sandbox(sandbox);
+        }
         let base_fewshot = if evaluate.base_fewshot > 0 && base.has(FEWSHOT_TASK) {
             let options = options(Some(evaluate.base_fewshot), PromptStyle::plain());
             Some(Plan::new(&[FEWSHOT_TASK.to_owned()], options)?)
@@ -155,17 +169,25 @@ fn evaluate(
     results::write(plan, &answers, folder, evaluation_hash, model, seconds, replace)
 }
 
-/// What `glan evaluate --model` asks; to be called before the model is loaded.
+fn open_sandbox(config: &CodeConfig, launcher: &Path) -> Result<Arc<Sandbox>> {
+    Sandbox::open(config, launcher).map(Arc::new)
+}
+
+/// What `glan evaluate --model` asks; to be called before the model is loaded. `launcher` is the `glan` executable, which
+/// sandboxes programs.
 ///
-/// **Errors**: usage, for a task that does not exist or whose data is not there.
-pub fn plan_model(args: &EvaluateArgs) -> Result<Plan> {
+/// **Errors**: usage, for a task that does not exist, whose data is not there, or whose programs cannot be run.
+pub fn plan_model(args: &EvaluateArgs, config: &CodeConfig, launcher: &Path) -> Result<Plan> {
     let options = PlanOptions {
         data_dir: args.data.clone().unwrap_or_default(),
         limit: args.limit.unwrap_or(0),
         num_fewshot: args.num_fewshot,
         style: if args.apply_chat_template { PromptStyle::chat() } else { PromptStyle::plain() },
     };
-    let plan = Plan::new(&args.tasks, options)?;
+    let mut plan = Plan::new(&args.tasks, options)?;
+    if plan.needs_sandbox() {
+        plan.take_sandbox(&open_sandbox(config, launcher));
+    }
     plan.require_all()?;
     Ok(plan)
 }
