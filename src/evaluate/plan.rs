@@ -96,6 +96,8 @@ pub struct Plan {
     pub limit: usize,
     /// Form of the prompts.
     pub style: PromptStyle,
+    /// What ends a model's thinking, such as `</think>`: an answer begins after the last of it. Empty: nothing is cut.
+    pub think_end_token: String,
     /// Where answers are run that are programs.
     pub sandbox: Option<Arc<Sandbox>>,
 }
@@ -113,6 +115,7 @@ impl Plan {
             groups: Vec::new(),
             limit: options.limit,
             style: options.style.clone(),
+            think_end_token: String::new(),
             sandbox: None,
         };
         let mut chosen: Vec<&'static dyn Task> = Vec::new();
@@ -130,6 +133,12 @@ impl Plan {
             }
         }
         Ok(plan)
+    }
+
+    /// The plan of tasks that were planned by themselves.
+    pub fn of(tasks: Vec<PlannedTask>, style: PromptStyle) -> Self {
+        let (skipped, groups) = (Vec::new(), Vec::new());
+        Self { tasks, skipped, groups, limit: 0, style, think_end_token: String::new(), sandbox: None }
     }
 
     /// Whether answers of a task are programs.
