@@ -5,7 +5,7 @@
 //!             generate/  taxonomy.json subjects.jsonl syllabi.jsonl questions.jsonl answers.jsonl rejected.jsonl stats.json
 //!             curate/    train.jsonl valid.jsonl test.jsonl rejected.jsonl stats.json
 //!             train/     metrics.jsonl checkpoint-N/ student/
-//!             evaluate/MODEL/  results_*.json samples_*.jsonl   and  evaluate/comparison.json
+//!             evaluate/MODEL/  results_*.json samples_*.jsonl   and  evaluate/comparison.json contamination.json judge/
 //!             report.html
 //! ```
 

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use candle_core::Device;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     curate, engine,
     error::{Failure, usage},
-    evaluate::{self, Comparison, EvaluateArgs, Role, Verdict},
+    evaluate::{self, Comparison, EvaluateArgs, Role, Verdict, contamination::Contamination},
     generate, interrupt,
     language_model::LanguageModel,
     model_dir, records, report,
@@ -100,6 +100,12 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<()> {
     if let (Some(golden), Some(benchmarks)) = (&args.check_golden, &args.benchmarks) {
         return check_golden(golden, benchmarks, args.stage.json);
     }
+    if args.contamination {
+        return contamination(args);
+    }
+    if let Some(judge) = &args.judge {
+        return judge_models(args, judge);
+    }
     if let Some(model) = &args.model {
         return evaluate_model(args, model);
     }
@@ -108,11 +114,13 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<()> {
         || args.output.is_some()
         || args.limit.is_some()
         || args.num_fewshot.is_some()
-        || args.apply_chat_template;
+        || args.apply_chat_template
+        || !args.system_instruction.is_empty()
+        || !args.think_end_token.is_empty();
     if only_with_model {
         return Err(usage(
-            "--tasks, --data, --output, --limit, --num-fewshot and --apply-chat-template go with --model; \
-             in a run directory set the keys of `[evaluate]`, such as --set evaluate.limit=100",
+            "--tasks, --data, --output, --limit and the options of prompts go with --model; in a run directory set the \
+             keys of `[evaluate]`, such as --set evaluate.limit=100",
         ));
     }
     let config = load_config(&args.stage, "evaluate")?;
@@ -154,8 +162,12 @@ fn check_golden(golden: &Path, benchmarks: &Path, json: bool) -> Result<()> {
 
 /// `glan evaluate --model`.
 fn evaluate_model(args: &EvaluateArgs, name: &str) -> Result<()> {
+    if args.against.is_some() {
+        return Err(usage("--against goes with --judge or --contamination"));
+    }
     let config = args.stage.load_config()?;
-    let plan = evaluate::plan_model(args)?;
+    let launcher = std::env::current_exe().context("cannot find the path of this program")?;
+    let plan = evaluate::plan_model(args, &config.evaluate.code, &launcher)?;
     let Some(output) = &args.output else { return Err(usage("--model needs --output")) };
     let device = config.device.open()?;
     let mut model = load_student(name, &config, &device)?;
@@ -165,6 +177,43 @@ fn evaluate_model(args: &EvaluateArgs, name: &str) -> Result<()> {
     } else {
         print_result(evaluate::table::results(&results));
     }
+    Ok(())
+}
+
+/// `glan evaluate --judge`.
+fn judge_models(args: &EvaluateArgs, judge: &str) -> Result<()> {
+    let mut config = args.stage.load_config()?;
+    judge.clone_into(&mut config.evaluate.judge.model);
+    args.think_end_token.clone_into(&mut config.evaluate.think_end_token);
+    let (Some(output), Some(tuned), Some(base)) = (&args.output, &args.model, &args.against) else {
+        return Err(usage("--judge needs --model, --against and --output"));
+    };
+    let device = config.device.open()?;
+    let judged = evaluate::judge::run_models(args, output, &config, &mut |role| match role {
+        Role::Base => load_student(base, &config, &device),
+        Role::Tuned => load_student(tuned, &config, &device),
+        Role::Judge => load_judge(&config, &device),
+    })?;
+    if args.stage.json {
+        print_result(json!({"judged": judged, "output": output}));
+    } else {
+        judged.iter().for_each(|judged| print_result(judged.table()));
+    }
+    Ok(())
+}
+
+/// `glan evaluate --contamination`.
+fn contamination(args: &EvaluateArgs) -> Result<()> {
+    let config = args.stage.load_config()?;
+    let (Some(output), Some(tuned)) = (&args.output, &args.model) else {
+        return Err(usage("--contamination needs --model and --output"));
+    };
+    let device = config.device.open()?;
+    let found = evaluate::contamination::run_models(args, output, &config, &mut |role| {
+        let base = args.against.as_ref().filter(|_| role == Role::Base);
+        load_student(base.unwrap_or(tuned), &config, &device)
+    })?;
+    print_result(if args.stage.json { json!(found).to_string() } else { found.table() });
     Ok(())
 }
 
@@ -208,6 +257,7 @@ fn evaluate_stage(config: &Config, run_dir: &RunDir, device: &Device) -> Result<
     evaluate::run(config, run_dir, &mut |role| match role {
         Role::Base => load_student(&config.student.model, config, device),
         Role::Tuned => load_student(&tuned.to_string_lossy(), config, device),
+        Role::Judge => load_judge(config, device),
     })
 }
 
@@ -215,9 +265,22 @@ fn load_student(model: &str, config: &Config, device: &Device) -> Result<Box<dyn
     engine::load(model, &config.engine, device, config.student.dtype, config.student.max_model_len)
 }
 
+fn load_judge(config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
+    let judge = &config.evaluate.judge;
+    engine::load(&judge.model, &config.engine, device, judge.dtype, judge.max_model_len)
+}
+
 fn print_comparison(config: &Config, run_dir: &RunDir) -> Result<()> {
     let comparison: Comparison = records::read_json(&run_dir.stage_file("evaluate", "comparison.json"))?;
     print_result(evaluate::table::comparison(&comparison, config.evaluate.base_fewshot));
+    let evaluate = run_dir.stage("evaluate");
+    let judged = records::read_json::<evaluate::judge::Judged>(&evaluate.join("judge/glan_test/judged.json"));
+    let contamination = records::read_json::<Contamination>(&evaluate.join("contamination.json"));
+    let judged = judged.ok().filter(|_| !config.evaluate.judge.model.is_empty()).map(|judged| judged.table());
+    let contamination = contamination.ok().map(|contamination| contamination.table());
+    for table in judged.into_iter().chain(contamination).filter(|table| !table.is_empty()) {
+        print_result(format!("\n{table}"));
+    }
     Ok(())
 }
 
@@ -287,12 +350,18 @@ mod tests {
         let args = EvaluateArgs {
             stage: args(None, Path::new("run")),
             model: None,
+            judge: None,
+            against: None,
+            contamination: false,
             tasks: vec!["primer".into()],
             data: None,
             output: None,
             limit: None,
             num_fewshot: None,
             apply_chat_template: false,
+            fewshot_as_multiturn: true,
+            system_instruction: String::new(),
+            think_end_token: String::new(),
             check_golden: None,
             benchmarks: None,
         };

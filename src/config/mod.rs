@@ -11,6 +11,7 @@ mod curate;
 mod engine;
 mod evaluate;
 mod generate;
+mod judge;
 mod keys;
 mod load;
 mod report;
@@ -25,6 +26,7 @@ pub use self::{
     engine::EngineConfig,
     evaluate::EvaluateConfig,
     generate::{GenerateConfig, SamplingConfig},
+    judge::JudgeConfig,
     load::load,
     report::ReportConfig,
     train::{ActivationCheckpointing, LrSchedule, ReportTo, TrainConfig, TrainInit, TrainMethod},

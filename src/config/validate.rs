@@ -155,6 +155,10 @@ fn check_evaluate(evaluate: &EvaluateConfig, ranges: &mut Ranges) {
     ranges.within("evaluate.code.cpu_seconds", code.cpu_seconds, 1, 86_400);
     ranges.within("evaluate.code.wall_seconds", code.wall_seconds, code.cpu_seconds, 86_400);
     ranges.within("evaluate.code.memory_mib", code.memory_mib, 64, 1 << 20);
+    let judge = &evaluate.judge;
+    ranges.not_negative("evaluate.judge.temperature", judge.temperature);
+    ranges.at_least("evaluate.judge.max_tokens", judge.max_tokens, 1);
+    ranges.at_least("evaluate.judge.max_answer_tokens", judge.max_answer_tokens, 1);
 }
 
 /// Collects what is out of range. NaN is outside of every range.
@@ -264,6 +268,9 @@ mod tests {
             ("evaluate.code.wall_seconds", vec!["2", "86401"]),
             ("evaluate.code.memory_mib", vec!["63", "1048577"]),
             ("evaluate.code.allow_missing_layers", vec!["['chroot']"]),
+            ("evaluate.judge.temperature", vec!["-0.1", "nan", "inf"]),
+            ("evaluate.judge.max_tokens", vec!["0"]),
+            ("evaluate.judge.max_answer_tokens", vec!["0"]),
         ] {
             for value in values {
                 let error = load(None, &[format!("{key}={value}")])

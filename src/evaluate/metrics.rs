@@ -1,11 +1,12 @@
 //! From answers to numbers: the metrics of one document.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{
     plan::PlannedTask,
     responses::Response,
+    sandbox::Outcome,
     task::{Document, Measure, OutputType, Scores},
 };
 
@@ -18,33 +19,49 @@ pub struct Scored {
     pub filtered: Value,
     /// Metrics by name.
     pub metrics: Scores,
+    /// What became of the answers, where they are programs.
+    pub outcomes: Vec<Outcome>,
 }
 
 /// Scores one document under every filter of its task. A document with a failed request is wrong.
 ///
+/// `outcomes` tells what became of the answers of each filter, where they are programs.
+///
 /// **Errors**: answers that could not be judged.
-pub fn score(planned: &PlannedTask, document: &Document, responses: &[Response]) -> Result<Vec<Scored>> {
+pub fn score(
+    planned: &PlannedTask,
+    document: &Document,
+    responses: &[Response],
+    outcomes: &[Vec<Outcome>],
+) -> Result<Vec<Scored>> {
     let spec = planned.spec();
     let as_given = || responses.iter().map(response_value).collect::<Value>();
-    let failed =
-        |filter: &'static str| Scored { filter, filtered: as_given(), metrics: zeros(planned, document, responses) };
+    let failed = |filter: &'static str| {
+        let metrics = zeros(planned, document, responses);
+        Scored { filter, filtered: as_given(), metrics, outcomes: Vec::new() }
+    };
     match spec.output_type {
         OutputType::MultipleChoice => {
             let Some(sums) = sums(responses) else { return Ok(vec![failed(spec.filters[0])]) };
             let metrics = planned.task.score_choices(document, &sums);
-            Ok(vec![Scored { filter: spec.filters[0], filtered: as_given(), metrics }])
+            Ok(vec![Scored { filter: spec.filters[0], filtered: as_given(), metrics, outcomes: Vec::new() }])
         }
         OutputType::GenerateUntil(_) => {
             let Some(texts) = texts(responses) else {
                 return Ok(spec.filters.iter().map(|filter| failed(filter)).collect());
             };
-            let score = |filter: &&'static str| -> Result<Scored> {
+            let score = |(index, filter): (usize, &&'static str)| -> Result<Scored> {
                 let filter: &'static str = filter;
                 let answers = planned.task.answers(filter, &texts, document);
-                let metrics = planned.task.score_answers(&answers, document)?;
-                Ok(Scored { filter, filtered: json!(answers), metrics })
+                let Some(score_programs) = planned.task.program_scores() else {
+                    let metrics = planned.task.score_answers(&answers, document)?;
+                    return Ok(Scored { filter, filtered: json!(answers), metrics, outcomes: Vec::new() });
+                };
+                let outcomes = outcomes.get(index).context("the answers are programs that were not run")?.clone();
+                let passed: Vec<bool> = outcomes.iter().map(Outcome::passed).collect();
+                Ok(Scored { filter, filtered: json!(answers), metrics: score_programs(&passed), outcomes })
             };
-            spec.filters.iter().map(score).collect()
+            spec.filters.iter().enumerate().map(score).collect()
         }
     }
 }
@@ -57,7 +74,8 @@ fn sums(responses: &[Response]) -> Option<Vec<f64>> {
     responses.iter().map(sum).collect()
 }
 
-fn texts(responses: &[Response]) -> Option<Vec<String>> {
+/// The answers as texts; `None` where a request failed.
+pub fn texts(responses: &[Response]) -> Option<Vec<String>> {
     let text = |response: &Response| match response {
         Response::Generated { text } => Some(text.clone()),
         _ => None,

@@ -6,14 +6,17 @@
 //! *Resumes* at the first answer that is not on disk; a finished evaluation of the same model and items is kept.
 
 pub mod compare;
+pub mod contamination;
 mod data;
 mod fewshot;
 pub mod golden;
 mod groups;
 pub mod ifeval;
+pub mod judge;
 mod metrics;
 pub mod plan;
 pub mod primer;
+mod programs;
 pub mod prompt;
 mod responses;
 mod results;
@@ -48,8 +51,18 @@ pub struct EvaluateArgs {
     #[command(flatten)]
     pub stage: StageArgs,
     /// Evaluate this model alone instead of a run's base and student.
-    #[arg(long, value_name = "DIR", requires_all = ["tasks", "output"])]
+    #[arg(long, value_name = "DIR", requires = "output")]
     pub model: Option<String>,
+    /// Let this model compare the answers of --model and --against; --tasks names files of questions (`NAME.jsonl`).
+    #[arg(long, value_name = "DIR", requires_all = ["model", "against"])]
+    pub judge: Option<String>,
+    /// The model that --model is compared with by --judge or --contamination.
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub against: Option<String>,
+    /// Compare losses on training and test splits of the benchmarks under --data, of which a large difference speaks of
+    /// contamination.
+    #[arg(long, requires_all = ["model", "data"], conflicts_with_all = ["judge", "tasks"])]
+    pub contamination: bool,
     /// Tasks, separated by commas.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub tasks: Vec<String>,
@@ -68,6 +81,15 @@ pub struct EvaluateArgs {
     /// Render prompts with the model's chat template.
     #[arg(long)]
     pub apply_chat_template: bool,
+    /// With --apply-chat-template: one turn per example (true), or all of them in one user turn.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, requires = "apply_chat_template")]
+    pub fewshot_as_multiturn: bool,
+    /// Put before everything: a system turn, or plain text glued to the first word as in lm-evaluation-harness.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub system_instruction: String,
+    /// Answers begin after the last of these in what a model writes, such as `</think>`.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub think_end_token: String,
     /// Compare prompts, scores and verdicts with a folder of files that lm-evaluation-harness made.
     #[arg(long, value_name = "DIR", requires = "benchmarks", conflicts_with_all = ["model", "tasks"])]
     pub check_golden: Option<PathBuf>,
@@ -83,6 +105,8 @@ pub enum Role {
     Base,
     /// The student after training.
     Tuned,
+    /// The judge of their answers.
+    Judge,
 }
 
 /// The verdict of a run: accuracies as fractions.

@@ -1,12 +1,13 @@
 //! What an evaluation asks: the chosen tasks with their documents and prompts, before any model is loaded.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
 
 use super::{
     fewshot::FewshotSampler,
     prompt::{self, Context, PromptStyle},
+    sandbox::Sandbox,
     task::{Document, OutputType, Split, Task, TaskSpec},
     tasks::{self, Group, Named},
 };
@@ -95,6 +96,10 @@ pub struct Plan {
     pub limit: usize,
     /// Form of the prompts.
     pub style: PromptStyle,
+    /// What ends a model's thinking, such as `</think>`: an answer begins after the last of it. Empty: nothing is cut.
+    pub think_end_token: String,
+    /// Where answers are run that are programs.
+    pub sandbox: Option<Arc<Sandbox>>,
 }
 
 impl Plan {
@@ -110,13 +115,15 @@ impl Plan {
             groups: Vec::new(),
             limit: options.limit,
             style: options.style.clone(),
+            think_end_token: String::new(),
+            sandbox: None,
         };
         let mut chosen: Vec<&'static dyn Task> = Vec::new();
         for name in names {
             choose(name, &mut chosen, &mut plan.groups)?;
         }
         for task in chosen {
-            match task.check_scoring().and_then(|()| PlannedTask::new(task, &options)) {
+            match PlannedTask::new(task, &options) {
                 Ok(planned) => plan.tasks.push(planned),
                 Err(error) if crate::error::exit_code(&error) == 2 => return Err(error),
                 Err(error) => {
@@ -126,6 +133,31 @@ impl Plan {
             }
         }
         Ok(plan)
+    }
+
+    /// The plan of tasks that were planned by themselves.
+    pub fn of(tasks: Vec<PlannedTask>, style: PromptStyle) -> Self {
+        let (skipped, groups) = (Vec::new(), Vec::new());
+        Self { tasks, skipped, groups, limit: 0, style, think_end_token: String::new(), sandbox: None }
+    }
+
+    /// Whether answers of a task are programs.
+    pub fn needs_sandbox(&self) -> bool {
+        self.tasks.iter().any(|planned| planned.task.program_scores().is_some())
+    }
+
+    /// Takes the sandbox that programs are run in; where it could not be had, the tasks that need it are skipped.
+    pub fn take_sandbox(&mut self, sandbox: &Result<Arc<Sandbox>>) {
+        match sandbox {
+            Ok(sandbox) => self.sandbox = Some(Arc::clone(sandbox)),
+            Err(error) => {
+                let is_program = |planned: &mut PlannedTask| planned.task.program_scores().is_some();
+                for planned in self.tasks.extract_if(.., is_program) {
+                    let reason = format!("{error:#}");
+                    self.skipped.push(SkippedTask { task: planned.spec().name.to_owned(), reason });
+                }
+            }
+        }
     }
 
     /// Fails where a task cannot be evaluated, for commands that ask for particular tasks.

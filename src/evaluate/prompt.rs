@@ -25,6 +25,12 @@ impl PromptStyle {
         Self { chat: false, fewshot_as_multiturn: false, system_instruction: None }
     }
 
+    /// What a configuration or a command line asks for; an empty instruction is none.
+    pub fn of(chat: bool, fewshot_as_multiturn: bool, system_instruction: &str) -> Self {
+        let system_instruction = Some(system_instruction.to_owned()).filter(|text| !text.is_empty());
+        Self { chat, fewshot_as_multiturn: chat && fewshot_as_multiturn, system_instruction }
+    }
+
     /// A conversation with one turn per example, the harness's default under a chat template.
     pub fn chat() -> Self {
         Self { chat: true, fewshot_as_multiturn: true, system_instruction: None }

@@ -130,7 +130,10 @@ fn render(plan: &Plan, model: &dyn LanguageModel) -> Result<Rendered> {
     plan.tasks.iter().map(|planned| planned.contexts.iter().map(render_document).collect()).collect()
 }
 
-fn render_one(context: &Context, model: &dyn LanguageModel) -> Result<String> {
+/// The text before an answer: as it stands, or rendered by the model's chat template.
+///
+/// **Errors**: usage, when the model has no template.
+pub fn render_one(context: &Context, model: &dyn LanguageModel) -> Result<String> {
     let messages = match context {
         Context::Text(text) => return Ok(text.clone()),
         Context::Messages(messages) => messages,
@@ -170,7 +173,7 @@ fn work_list(plan: &Plan, contexts: &Rendered, model_key: &str) -> Vec<Asked> {
                         } else {
                             String::new()
                         };
-                        format!("{stop:?} {}{drawn}", generation.max_gen_toks)
+                        format!("{stop:?} {}{drawn}{}", generation.max_gen_toks, plan.think_end_token)
                     }
                     OutputType::MultipleChoice => prompt::continuation(planned.task, document, idx, &plan.style),
                 };
@@ -283,7 +286,7 @@ fn ask(
                 .collect::<Result<Vec<_>>>()?;
             model.generate(&mut requests.into_iter(), &mut |completion| {
                 let position = position_of(&completion.id)?;
-                book.put(plan, work, position, generated(completion, stop))
+                book.put(plan, work, position, generated(completion, &plan.think_end_token, stop))
             })
         }
         OutputType::MultipleChoice => {
@@ -354,11 +357,15 @@ fn score_request(
     Ok(Ok(ScoreRequest { id: position.to_string(), context_token_ids, continuation_token_ids }))
 }
 
-fn generated(completion: Completion, stop: &[&str]) -> Response {
+/// The answer: what stands after the last end of thinking, up to the first stop string.
+fn generated(completion: Completion, think_end_token: &str, stop: &[&str]) -> Response {
     if completion.finish_reason == FinishReason::Error {
         return Response::Failed { error: completion.error.unwrap_or_else(|| "no reason given".into()) };
     }
     let mut text = completion.text;
+    if let Some((_, answer)) = text.rsplit_once(think_end_token).filter(|_| !think_end_token.is_empty()) {
+        text = answer.trim_start().to_owned();
+    }
     for stop in stop {
         if let Some(position) = text.find(stop) {
             text.truncate(position);
@@ -445,8 +452,21 @@ mod tests {
     }
 
     #[test]
+    fn thinking_is_cut_before_the_stop_strings_are_looked_for() {
+        let said = |text: &str, think_end_token: &str| {
+            let completion = Completion { text: text.into(), error: None, ..Completion::failed("0", "") };
+            let completion = Completion { finish_reason: FinishReason::Stop, ..completion };
+            generated(completion, think_end_token, &["\n\n", "Q:"])
+        };
+        let text = |text: &str| Response::Generated { text: text.into() };
+        assert_eq!(said("<think>a</think>b\n\nc</think>\n\n 42\n\nmore", "</think>"), text("42"));
+        assert_eq!(said(" 42 Q: more", "</think>"), text(" 42 "));
+        assert_eq!(said("<think>a</think> 42", ""), text("<think>a</think> 42"));
+    }
+
+    #[test]
     fn a_request_that_cannot_be_served_is_an_answer_that_counts_as_wrong() {
-        let failed = generated(Completion::failed("0", "too long"), &[]);
+        let failed = generated(Completion::failed("0", "too long"), "", &[]);
         assert_eq!(failed, Response::Failed { error: "too long".into() });
         let score =
             Score { id: "0".into(), logprob: f64::NAN, is_greedy: false, token_logprobs: Vec::new(), error: None };

@@ -17,8 +17,9 @@ use super::{
     groups,
     metrics::{self, Scored},
     plan::{Plan, PlannedTask},
-    prompt,
+    programs, prompt,
     responses::Answers,
+    sandbox::Outcome,
     task::{Measure, OutputType, Sampler},
 };
 use crate::{
@@ -88,8 +89,15 @@ fn dates(folder: &Path) -> Vec<String> {
         .collect()
 }
 
+/// The date as file names have it, and the seconds since 1970.
+pub fn now() -> (String, f64) {
+    // ISO 8601 local time with ":" made fit for file names, as in the harness.
+    let date = jiff::Zoned::now().strftime("%Y-%m-%dT%H-%M-%S%.6f").to_string();
+    (date, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
+}
+
 /// Removes the results and samples of earlier evaluations, so that a run's folder holds one of each.
-fn remove_earlier(folder: &Path, date: &str) -> Result<()> {
+pub fn remove_earlier(folder: &Path, date: &str) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -112,6 +120,12 @@ pub fn evaluation_hash(plan: &Plan, model_key: &str) -> String {
     };
     add(model_key);
     add(&format!("{:?} {:?}", plan.style, plan.skipped));
+    if !plan.think_end_token.is_empty() {
+        add(&plan.think_end_token);
+    }
+    if let Some(sandbox) = &plan.sandbox {
+        add(&sandbox.description().to_string());
+    }
     for planned in &plan.tasks {
         add(&format!("{:?} {} {}", planned.spec(), planned.num_fewshot, planned.original));
         if let Some(kwargs) = planned.task.generation_kwargs() {
@@ -150,8 +164,7 @@ pub fn write(
     seconds: f64,
     replace: bool,
 ) -> Result<Finished> {
-    // ISO 8601 local time with ":" made fit for file names, as in the harness.
-    let date = jiff::Zoned::now().strftime("%Y-%m-%dT%H-%M-%S%.6f").to_string();
+    let date = now().0;
     let mut results = Map::new();
     let mut task_hashes = Map::new();
     for (index, planned) in plan.tasks.iter().enumerate() {
@@ -159,9 +172,11 @@ pub fn write(
         let mut numbers: Vec<(String, Vec<Measure>)> = Vec::new();
         let mut lines = Vec::new();
         let mut hashes = Sha256::new();
+        let outcomes = programs::run(plan, planned, &answers.responses[index])?;
         for (doc_id, document) in planned.documents.iter().enumerate() {
             let responses = &answers.responses[index][doc_id];
-            for scored in metrics::score(planned, document, responses)? {
+            let outcomes = outcomes.get(doc_id).map_or(&[][..], Vec::as_slice);
+            for scored in metrics::score(planned, document, responses, outcomes)? {
                 let row = sample_row(plan, planned, doc_id, &answers.contexts[index][doc_id], responses, &scored);
                 for key in ["doc_hash", "prompt_hash", "target_hash"] {
                     hashes.update(row[key].as_str().unwrap_or_default());
@@ -247,6 +262,9 @@ fn sample_row(
     row.insert("resps".into(), Value::Array(resps));
     row.insert("filtered_resps".into(), scored.filtered.clone());
     row.insert("filter".into(), json!(scored.filter));
+    if !scored.outcomes.is_empty() {
+        row.insert("verdicts".into(), scored.outcomes.iter().map(Outcome::to_value).collect());
+    }
     row.insert("metrics".into(), scored.metrics.iter().map(|(name, _)| json!(name)).collect());
     row.insert("doc_hash".into(), json!(sha256(&format!("{:#}", document.row))));
     row.insert("prompt_hash".into(), json!(sha256(&contexts[0])));
@@ -272,7 +290,8 @@ fn generation_kwargs(plan: &Plan, planned: &PlannedTask) -> Value {
     }
 }
 
-fn sha256(text: &str) -> String {
+/// Lower-case hexadecimal SHA-256 of a text.
+pub fn sha256(text: &str) -> String {
     hex(Sha256::new_with_prefix(text))
 }
 
@@ -370,15 +389,18 @@ fn tail(
             "limit": if plan.limit == 0 { Value::Null } else { json!(plan.limit) },
             "bootstrap_iters": 0,
             "gen_kwargs": {},
+            "think_end_token": if plan.think_end_token.is_empty() { Value::Null } else { json!(plan.think_end_token) },
             "random_seed": 0,
             "numpy_seed": 1234,
             "torch_seed": 1234,
             "fewshot_seed": FEWSHOT_SEED,
         }),
     );
+    if let Some(sandbox) = &plan.sandbox {
+        add("code_sandbox", sandbox.description());
+    }
     add("git_hash", Value::Null);
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    add("date", json!(since_epoch.as_secs_f64()));
+    add("date", json!(now().1));
     add("glan_version", json!(env!("CARGO_PKG_VERSION")));
     add("evaluation_hash", json!(evaluation_hash));
     add("tokenizer_eos_token", token(tokenizer.eos_token_id())?);

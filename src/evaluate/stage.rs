@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -12,13 +13,16 @@ use serde_json::Value;
 use super::{
     EvaluateArgs, Role, RoleLoader, Verdict,
     compare::{self, Evaluations},
+    contamination,
+    judge::{self, Judging, Side},
     plan::{self, Plan, PlanOptions},
     prompt::PromptStyle,
     responses,
     results::{self, Finished},
+    sandbox::Sandbox,
 };
 use crate::{
-    config::Config,
+    config::{CodeConfig, Config},
     error::{Failure, usage},
     interrupt,
     language_model::LanguageModel,
@@ -52,27 +56,72 @@ pub fn run(config: &Config, run_dir: &RunDir, load: &mut RoleLoader) -> Result<V
     let base_pass = Pass { plan: &plans.base, folder: folder("base"), model_key: &base_key };
     let fewshot_pass = plans.base_fewshot.as_ref();
     let fewshot_pass = fewshot_pass.map(|plan| Pass { plan, folder: folder("base_fewshot"), model_key: &base_key });
+    let mut beside = Beside::new(config, run_dir, &base_key, &tuned_key)?;
     let tuned_pass = Pass { plan: &plans.tuned, folder: folder("tuned"), model_key: &tuned_key };
 
     // One model at a time in memory: the base goes before the tuned comes.
     let mut loaded = None;
     let base = base_pass.finish(&mut loaded, &mut || load(Role::Base))?;
     let base_fewshot = fewshot_pass.map(|pass| pass.finish(&mut loaded, &mut || load(Role::Base))).transpose()?;
+    beside.ask(Side::Base, false, &mut loaded, &mut || load(Role::Base))?;
     drop(loaded);
-    let tuned = tuned_pass.finish(&mut None, &mut || load(Role::Tuned))?;
+    let mut loaded = None;
+    let tuned = tuned_pass.finish(&mut loaded, &mut || load(Role::Tuned))?;
+    let chat = config.evaluate.apply_chat_template;
+    beside.ask(Side::Tuned, chat, &mut loaded, &mut || load(Role::Tuned))?;
+    drop(loaded);
 
     let tasks: Vec<_> = plans.base.tasks.iter().map(|planned| planned.task).collect();
     let evaluations = Evaluations { base: &base, base_fewshot: base_fewshot.as_ref(), tuned: &tuned };
+    contamination::finish(beside.contamination, config, run_dir, &tasks, &evaluations)?;
     let bootstrap_iters = config.evaluate.bootstrap_iters;
     let comparison = compare::compare(&tasks, &plans.base.skipped, &evaluations, config.seed, bootstrap_iters)?;
     records::write_json(&run_dir.stage_file("evaluate", "comparison.json"), &comparison)?;
+    if let Some(judging) = beside.judging {
+        judging.judge(load(Role::Judge)?.as_mut())?;
+    }
     Ok(comparison.verdict)
+}
+
+/// What the two models of a run are asked beside the tasks.
+struct Beside {
+    /// Questions whose answers are judged.
+    judging: Option<Judging>,
+    /// Texts whose losses are compared.
+    contamination: contamination::Check,
+}
+
+impl Beside {
+    fn new(config: &Config, run_dir: &RunDir, base_key: &str, tuned_key: &str) -> Result<Self> {
+        Ok(Self {
+            judging: judge::of_run(config, run_dir, base_key, tuned_key)?,
+            contamination: contamination::of_run(config, run_dir, base_key, tuned_key)?,
+        })
+    }
+
+    /// Asks the model that is loaded, or loads it where there is something to ask.
+    fn ask(
+        &mut self,
+        side: Side,
+        chat: bool,
+        loaded: &mut Option<Box<dyn LanguageModel>>,
+        load: &mut dyn FnMut() -> Result<Box<dyn LanguageModel>>,
+    ) -> Result<()> {
+        if let Some(judging) = &mut self.judging {
+            judging.answer(side, chat, loaded_or(loaded, load)?)?;
+        }
+        if self.contamination.is_open {
+            self.contamination.measure(side, loaded_or(loaded, load)?)?;
+        }
+        Ok(())
+    }
 }
 
 /// Finds what is wrong with `[evaluate]` before the stages ahead of it have taken their time.
 ///
 /// **Errors**: usage, as [`run`] would give them.
 pub fn check(config: &Config) -> Result<()> {
+    judge::check(config)?;
     Plans::new(config).map(drop)
 }
 
@@ -93,16 +142,33 @@ impl Plans {
             num_fewshot,
             style,
         };
-        let base = Plan::new(&evaluate.tasks, options(num_fewshot, PromptStyle::plain()))?;
+        let style = |chat| PromptStyle::of(chat, evaluate.fewshot_as_multiturn, &evaluate.system_instruction);
+        let mut base = Plan::new(&evaluate.tasks, options(num_fewshot, style(false)))?;
+        let sandbox = if base.needs_sandbox() {
+            let launcher = std::env::current_exe().context("cannot find the path of this program")?;
+            Some(open_sandbox(&evaluate.code, &launcher))
+        } else {
+            None
+        };
+        if let Some(sandbox) = &sandbox {
+            base.take_sandbox(sandbox);
+        }
         if base.tasks.is_empty() {
             let names = evaluate.tasks.join(", ");
             return Err(usage(format!("none of the tasks of evaluate.tasks can be evaluated: [{names}]")));
         }
-        let style = if evaluate.apply_chat_template { PromptStyle::chat() } else { PromptStyle::plain() };
-        let tuned = Plan::new(&evaluate.tasks, options(num_fewshot, style))?;
+        let mut tuned = Plan::new(&evaluate.tasks, options(num_fewshot, style(evaluate.apply_chat_template)))?;
+        if let Some(sandbox) = &sandbox {
+            tuned.take_sandbox(sandbox);
+        }
+        for plan in [&mut base, &mut tuned] {
+            plan.think_end_token.clone_from(&evaluate.think_end_token);
+        }
         let base_fewshot = if evaluate.base_fewshot > 0 && base.has(FEWSHOT_TASK) {
-            let options = options(Some(evaluate.base_fewshot), PromptStyle::plain());
-            Some(Plan::new(&[FEWSHOT_TASK.to_owned()], options)?)
+            let options = options(Some(evaluate.base_fewshot), style(false));
+            let mut plan = Plan::new(&[FEWSHOT_TASK.to_owned()], options)?;
+            plan.think_end_token.clone_from(&evaluate.think_end_token);
+            Some(plan)
         } else {
             None
         };
@@ -130,12 +196,19 @@ impl Pass<'_> {
             return Ok(finished);
         }
         interrupt::check()?;
-        let model = match loaded {
-            Some(model) => model,
-            None => loaded.insert(load()?),
-        };
-        evaluate(self.plan, &self.folder, &hash, self.model_key, model.as_mut(), true)
+        evaluate(self.plan, &self.folder, &hash, self.model_key, loaded_or(loaded, load)?, true)
     }
+}
+
+/// The model that is in memory, else the one that is loaded now.
+fn loaded_or<'a>(
+    loaded: &'a mut Option<Box<dyn LanguageModel>>,
+    load: &mut dyn FnMut() -> Result<Box<dyn LanguageModel>>,
+) -> Result<&'a mut dyn LanguageModel> {
+    Ok(match loaded {
+        Some(model) => model.as_mut(),
+        None => loaded.insert(load()?).as_mut(),
+    })
 }
 
 fn evaluate(
@@ -155,17 +228,29 @@ fn evaluate(
     results::write(plan, &answers, folder, evaluation_hash, model, seconds, replace)
 }
 
-/// What `glan evaluate --model` asks; to be called before the model is loaded.
+fn open_sandbox(config: &CodeConfig, launcher: &Path) -> Result<Arc<Sandbox>> {
+    Sandbox::open(config, launcher).map(Arc::new)
+}
+
+/// What `glan evaluate --model` asks; to be called before the model is loaded. `launcher` is the `glan` executable,
+/// which sandboxes programs.
 ///
-/// **Errors**: usage, for a task that does not exist or whose data is not there.
-pub fn plan_model(args: &EvaluateArgs) -> Result<Plan> {
+/// **Errors**: usage, for a task that does not exist, whose data is not there, or whose programs cannot be run.
+pub fn plan_model(args: &EvaluateArgs, config: &CodeConfig, launcher: &Path) -> Result<Plan> {
     let options = PlanOptions {
         data_dir: args.data.clone().unwrap_or_default(),
         limit: args.limit.unwrap_or(0),
         num_fewshot: args.num_fewshot,
-        style: if args.apply_chat_template { PromptStyle::chat() } else { PromptStyle::plain() },
+        style: PromptStyle::of(args.apply_chat_template, args.fewshot_as_multiturn, &args.system_instruction),
     };
-    let plan = Plan::new(&args.tasks, options)?;
+    if args.tasks.is_empty() {
+        return Err(usage("--model needs --tasks, such as --tasks gsm8k,mmlu"));
+    }
+    let mut plan = Plan::new(&args.tasks, options)?;
+    plan.think_end_token.clone_from(&args.think_end_token);
+    if plan.needs_sandbox() {
+        plan.take_sandbox(&open_sandbox(config, launcher));
+    }
     plan.require_all()?;
     Ok(plan)
 }
@@ -175,9 +260,7 @@ pub fn plan_model(args: &EvaluateArgs) -> Result<Plan> {
 /// A finished evaluation of the same model and items is kept, an interrupted one goes on.
 pub fn run_model(plan: &Plan, output: &Path, model: &mut dyn LanguageModel) -> Result<Value> {
     let folder = output.join(results::sanitized(&model.identity().name));
-    let template = model.chat_template().map_or("", |template| template.source());
-    let identity = model.identity();
-    let model_key = seed::record_id(&[&identity.hash, &identity.dtype, template, &model.max_model_len().to_string()]);
+    let model_key = key_of(model);
     let hash = results::evaluation_hash(plan, &model_key);
     let finished = match Finished::find(&folder, &hash) {
         Some(finished) => finished,
@@ -187,8 +270,15 @@ pub fn run_model(plan: &Plan, output: &Path, model: &mut dyn LanguageModel) -> R
     Ok(finished.results)
 }
 
+/// Identifies a model that is loaded, with the settings that change what it says.
+pub fn key_of(model: &dyn LanguageModel) -> String {
+    let template = model.chat_template().map_or("", |template| template.source());
+    let identity = model.identity();
+    seed::record_id(&[&identity.hash, &identity.dtype, template, &model.max_model_len().to_string()])
+}
+
 /// Identifies a model by its files, without loading it, and by the settings that change what it says.
-fn model_key(model: &str, config: &Config) -> Result<String> {
+pub fn model_key(model: &str, config: &Config) -> Result<String> {
     let settings = format!("{:?} {:?} {}", config.device, config.student.dtype, config.student.max_model_len);
     // A model that cannot be found is its loader's error to explain.
     let files = match model_dir::resolve(model) {

@@ -51,7 +51,7 @@ pub fn results(results: &Value) -> String {
 }
 
 /// Pads columns to equal widths: the first `left` to the left, the others to the right.
-fn align(rows: &[Vec<String>], left: usize) -> Vec<String> {
+pub fn align(rows: &[Vec<String>], left: usize) -> Vec<String> {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

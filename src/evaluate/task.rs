@@ -115,6 +115,9 @@ impl Measure {
 /// Scores by metric.
 pub type Scores = Vec<(&'static str, Measure)>;
 
+/// Scores of a document whose answers are programs, by which of them passed.
+pub type ScorePrograms = fn(&[bool]) -> Scores;
+
 /// How examples are taken from the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sampler {
@@ -196,9 +199,9 @@ pub trait Task: Send + Sync {
     /// **Errors**: a file that is missing or a row that is damaged; they name the file and the line.
     fn load(&self, data_dir: &Path, with_fewshot: bool) -> Result<Split>;
 
-    /// What is wrong with this machine or build that answers could not be scored. Prompts can be made all the same.
-    fn check_scoring(&self) -> Result<()> {
-        Ok(())
+    /// How answers are scored that are programs: each is run with the target after it. `None`: they are none.
+    fn program_scores(&self) -> Option<ScorePrograms> {
+        None
     }
 
     /// What opens the prompt; it brings its own blank line.
@@ -266,7 +269,7 @@ pub trait Task: Send + Sync {
 
     /// Scores what a filter left of the answers. Generative tasks only.
     ///
-    /// **Errors**: the answers could not be judged, such as code that could not be run.
+    /// **Errors**: the answers could not be judged.
     fn score_answers(&self, answers: &[String], document: &Document) -> Result<Scores> {
         let reference = document.target.to_string();
         let right = answers.first().is_some_and(|answer| self.exact_match(answer, &reference));

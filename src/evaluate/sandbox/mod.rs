@@ -21,6 +21,8 @@ mod run;
 #[cfg(target_os = "linux")]
 mod system_calls;
 
+use serde_json::{Value, json};
+
 pub use self::run::{ChildArgs, Sandbox, child_main, missing_layers};
 pub use crate::config::SandboxLayer as Layer;
 
@@ -33,12 +35,25 @@ pub enum Outcome {
     Failed(String),
     /// It ran into a limit of time.
     TimedOut(Clock),
+    /// It asked for more memory than it may have, and the exception ended it.
+    OutOfMemory,
 }
 
 impl Outcome {
     /// Whether the program passed.
     pub fn passed(&self) -> bool {
         *self == Outcome::Passed
+    }
+
+    /// As sample files hold it.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Outcome::Passed => json!({"verdict": "passed"}),
+            Outcome::Failed(reason) => json!({"verdict": "failed", "reason": reason}),
+            Outcome::TimedOut(Clock::Processor) => json!({"verdict": "timeout", "clock": "processor"}),
+            Outcome::TimedOut(Clock::Wall) => json!({"verdict": "timeout", "clock": "wall"}),
+            Outcome::OutOfMemory => json!({"verdict": "memory"}),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Outside: starts programs in the sandbox, watches the clock, reads the verdict.
 
 use std::{
+    collections::HashMap,
     io::{Read, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
@@ -18,13 +19,14 @@ use nix::{
 };
 use rand::Rng;
 use rayon::prelude::*;
+use serde_json::{Value, json};
 
 use super::{
     Clock, Layer, Outcome,
     child::{self, CPU_TIME_EXIT_CODE, READY, Setup},
     interpreter::Interpreter,
 };
-use crate::{config::CodeConfig, error::usage};
+use crate::{config::CodeConfig, error::usage, interrupt};
 
 /// How often a running program is looked after.
 const POLL: Duration = Duration::from_millis(4);
@@ -46,7 +48,7 @@ pub fn child_main(args: &ChildArgs) -> u8 {
 }
 
 /// A place to run programs in, one process each. Shared between threads.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sandbox {
     setup: Setup,
     wall: Duration,
@@ -64,10 +66,15 @@ impl Sandbox {
     pub fn open(config: &CodeConfig, launcher: &Path) -> Result<Self> {
         let interpreter = Interpreter::find(&config.python)?;
         let missing = missing_layers(launcher)?;
-        if let Some((layer, reason)) = missing.iter().find(|(layer, _)| !config.allow_missing_layers.contains(layer)) {
+        let refused = missing.iter().filter(|(layer, _)| !config.allow_missing_layers.contains(layer));
+        let refused: Vec<String> = refused.map(|(layer, reason)| format!("`{layer}` ({reason})")).collect();
+        if !refused.is_empty() {
+            let named: Vec<String> = missing.iter().map(|(layer, _)| format!("\"{layer}\"")).collect();
             return Err(usage(format!(
-                "model-written programs are not run, because the sandbox lacks `{layer}` here ({reason}); to run them \
-                 all the same, name the risk: --set 'evaluate.code.allow_missing_layers=[\"{layer}\"]'"
+                "model-written programs are not run, because the sandbox lacks {} here; to run them all the same, name \
+                 the risk: --set 'evaluate.code.allow_missing_layers=[{}]'",
+                refused.join(", "),
+                named.join(", ")
             )));
         }
         for (layer, reason) in &missing {
@@ -102,9 +109,14 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// The interpreter's version, for result files.
-    pub fn python_version(&self) -> &str {
-        &self.python_version
+    /// The interpreter, the limits and the layers: what verdicts depend on, for result files.
+    pub fn description(&self) -> Value {
+        json!({
+            "python_version": self.python_version,
+            "cpu_seconds": self.setup.cpu_seconds,
+            "memory_bytes": self.setup.memory_bytes,
+            "layers": self.setup.layers,
+        })
     }
 
     /// The layers that stand.
@@ -122,8 +134,26 @@ impl Sandbox {
 
     /// Runs a program to its end or to a limit.
     ///
+    /// What the machine did to it (it was too busy to start it, or killed it for memory) is tried once more.
+    ///
     /// **Errors**: the sandbox could not be set up. What the program does is never an error.
     pub fn run(&self, program: &str) -> Result<Outcome> {
+        let end = match self.run_once(program)? {
+            End::Judged(outcome) => return Ok(outcome),
+            End::NotStarted | End::Killed => self.run_once(program)?,
+        };
+        match end {
+            End::Judged(outcome) => Ok(outcome),
+            End::Killed => Ok(Outcome::Failed(format!("signal {}", Signal::SIGKILL as i32))),
+            End::NotStarted => bail!(
+                "the sandbox did not start within {} s, twice; this machine is too busy to judge programs: raise \
+                 `evaluate.code.wall_seconds`",
+                self.wall.as_secs()
+            ),
+        }
+    }
+
+    fn run_once(&self, program: &str) -> Result<End> {
         let token = format!("{:032x}", rand::rng().random::<u128>());
         let input = format!("{token}\n{program}");
         // Without mounts of its own a process gets a folder of its own; nothing may pass from program to program.
@@ -132,29 +162,49 @@ impl Sandbox {
         let scratch = folder.as_ref().map_or(self.setup.scratch.as_path(), tempfile::TempDir::path).to_owned();
         let ended = start(&Setup { scratch, ..self.setup.clone() }, &input, self.wall)?;
         if !ended.output.starts_with(READY) {
-            // A machine under heavy load may spend all of the time on starting up.
             return match ended.status {
-                None => Ok(Outcome::TimedOut(Clock::Wall)),
+                None => Ok(End::NotStarted),
                 Some(status) => Err(not_set_up(status, &ended.errors)),
             };
         }
-        let Some(status) = ended.status else { return Ok(Outcome::TimedOut(Clock::Wall)) };
-        Ok(match status.code() {
+        let Some(status) = ended.status else { return Ok(End::Judged(Outcome::TimedOut(Clock::Wall))) };
+        const KILLED: i32 = Signal::SIGKILL as i32;
+        if status.code() == Some(128 + KILLED) || status.signal() == Some(KILLED) {
+            return Ok(End::Killed);
+        }
+        Ok(End::Judged(match status.code() {
             Some(0) if ended.output.ends_with(token.as_bytes()) => Outcome::Passed,
             Some(0) => Outcome::Failed("the program ended the interpreter".to_owned()),
             Some(code) if code == i32::from(CPU_TIME_EXIT_CODE) => Outcome::TimedOut(Clock::Processor),
+            Some(1) if ended.errors.starts_with("MemoryError") => Outcome::OutOfMemory,
             Some(1) if !ended.errors.is_empty() => Outcome::Failed(ended.errors),
             Some(code) if code > 128 => Outcome::Failed(format!("signal {}", code - 128)),
             Some(code) => Outcome::Failed(format!("exit code {code}: {}", ended.errors).trim_end_matches(": ").into()),
             None => Outcome::Failed(format!("signal {}", status.signal().unwrap_or_default())),
-        })
+        }))
     }
 
-    /// Runs many programs, as many at a time as there are cores; outcomes in the programs' order.
+    /// Runs many programs, as many at a time as there are cores; outcomes in the programs' order. Equal programs are run
+    /// once.
     ///
-    /// **Errors**: those of [`Self::run`].
+    /// **Errors**: those of [`Self::run`]; interruption.
     pub fn run_all(&self, programs: &[String]) -> Result<Vec<Outcome>> {
-        programs.par_iter().map(|program| self.run(program)).collect()
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let mut distinct: Vec<&str> = Vec::new();
+        let mut place_of = Vec::with_capacity(programs.len());
+        for program in programs {
+            let place = *places.entry(program).or_insert(distinct.len());
+            if place == distinct.len() {
+                distinct.push(program);
+            }
+            place_of.push(place);
+        }
+        let run = |program: &&str| -> Result<Outcome> {
+            interrupt::check()?;
+            self.run(program)
+        };
+        let outcomes: Vec<Outcome> = distinct.par_iter().map(run).collect::<Result<_>>()?;
+        Ok(place_of.into_iter().map(|place| outcomes[place].clone()).collect())
     }
 }
 
@@ -186,6 +236,16 @@ pub fn missing_layers(launcher: &Path) -> Result<Vec<(Layer, String)>> {
 fn not_set_up(status: ExitStatus, errors: &str) -> anyhow::Error {
     let reason = if errors.is_empty() { status.to_string() } else { errors.to_owned() };
     anyhow!("the sandbox could not be set up: {reason}")
+}
+
+/// How a run ended.
+enum End {
+    /// By the program's own doing, or its limits.
+    Judged(Outcome),
+    /// The wall clock ran out before the program began.
+    NotStarted,
+    /// `SIGKILL`, far from the limit of processor time: the system was out of memory, or somebody intervened.
+    Killed,
 }
 
 /// A process that has ended.

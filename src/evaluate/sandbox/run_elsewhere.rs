@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use serde_json::Value;
 
 use super::{Layer, Outcome};
 use crate::config::CodeConfig;
@@ -23,7 +24,7 @@ pub fn child_main(_args: &ChildArgs) -> u8 {
 }
 
 /// Cannot be opened here.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sandbox {
     nothing: std::convert::Infallible,
 }
@@ -34,8 +35,8 @@ impl Sandbox {
         bail!(REASON)
     }
 
-    /// The interpreter's version.
-    pub fn python_version(&self) -> &str {
+    /// The interpreter, the limits and the layers.
+    pub fn description(&self) -> Value {
         match self.nothing {}
     }
 

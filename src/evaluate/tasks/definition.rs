@@ -9,7 +9,9 @@ use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::filters::{Filter, constant};
-use crate::evaluate::task::{Document, Generation, Measure, OutputType, Sampler, Scores, Split, Task, TaskSpec};
+use crate::evaluate::task::{
+    Document, Generation, Measure, OutputType, Sampler, ScorePrograms, Scores, Split, Task, TaskSpec,
+};
 
 /// Most tokens where a task names no number.
 const DEFAULT_MAX_GEN_TOKS: usize = 256;
@@ -32,8 +34,8 @@ pub struct Scoring {
     pub answers: Option<ScoreAnswers>,
     /// Instead of the mean.
     pub aggregate: Option<Aggregate>,
-    /// Why answers cannot be scored here.
-    pub check: Option<fn() -> Result<()>>,
+    /// Answers are programs, which are run.
+    pub programs: Option<ScorePrograms>,
 }
 
 /// How an answer and its reference are made equal before they are compared.
@@ -244,8 +246,8 @@ impl Task for Definition {
         (self.load)(data_dir, with_fewshot)
     }
 
-    fn check_scoring(&self) -> Result<()> {
-        self.scoring.check.map_or(Ok(()), |check| check())
+    fn program_scores(&self) -> Option<ScorePrograms> {
+        self.scoring.programs
     }
 
     fn description(&self, document: &Document) -> String {

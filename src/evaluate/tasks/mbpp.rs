@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::{
-    code::{can_run_code, extract_code, pass_at_1},
+    code::{extract_code, pass_at_1},
     definition::{Definition, Scoring},
     filters::{Filter, Step},
 };
@@ -39,7 +39,7 @@ pub fn definition(name: &str, version: f64, kwargs: Value, document: fn(Value) -
     let mut task = Definition::generative(name, version, kwargs, move |data_dir, with_fewshot| {
         load(data_dir, with_fewshot, document)
     })
-    .scored_by(&["pass_at_1"], Scoring { answers: Some(score), check: Some(can_run_code), ..Scoring::default() })
+    .scored_by(&["pass_at_1"], Scoring { programs: Some(score), ..Scoring::default() })
     .documented("You are an expert Python programmer, and here is your task: …", "{{tests}}", FILES)
     .shots(3, Sampler::FirstN);
     task.target_delimiter = "".into();
@@ -96,7 +96,6 @@ fn instruct_document(row: Value) -> Result<Document> {
     })
 }
 
-fn score(document: &Document, answers: &[String]) -> Result<Scores> {
-    let scores = pass_at_1(document, answers)?;
-    Ok(scores.into_iter().map(|(_, measure)| ("pass_at_1", measure)).collect())
+fn score(passed: &[bool]) -> Scores {
+    pass_at_1(passed).into_iter().map(|(_, measure)| ("pass_at_1", measure)).collect()
 }
