@@ -16,6 +16,7 @@ use super::{
     prompt::PromptStyle,
     responses,
     results::{self, Finished},
+    weak,
 };
 use crate::{
     config::Config,
@@ -66,6 +67,7 @@ pub fn run(config: &Config, run_dir: &RunDir, load: &mut RoleLoader) -> Result<V
     let bootstrap_iters = config.evaluate.bootstrap_iters;
     let comparison = compare::compare(&tasks, &plans.base.skipped, &evaluations, config.seed, bootstrap_iters)?;
     records::write_json(&run_dir.stage_file("evaluate", "comparison.json"), &comparison)?;
+    weak::write(config, run_dir, compare::headline(&tasks)?, &base, &tuned)?;
     Ok(comparison.verdict)
 }
 

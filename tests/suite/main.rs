@@ -12,6 +12,7 @@ mod fetch;
 mod gguf;
 mod grammar;
 mod http;
+mod improve;
 mod parity;
 mod pipeline;
 mod sandbox;
