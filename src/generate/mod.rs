@@ -75,7 +75,7 @@ pub fn run(config: &Config, run_dir: &RunDir, weak: Option<&Path>, load_teacher:
     stage.stats.counts.class_sessions = sessions.clone().count();
     stage.stats.counts.key_concepts = sessions.map(|session| session.key_concepts.len()).sum();
 
-    let asked = run_step(&mut stage, &Questions::new(config, &prompts, &syllabi, &rounds))?;
+    let asked = run_step(&mut stage, &Questions::new(config, &prompts, &disciplines, &syllabi, &rounds))?;
     stage.stats.counts.questions = asked.kept;
     let questions_file = stage.folder.join("questions.jsonl");
     let answers = Answers { config, prompts: &prompts, questions_file, num_questions: asked.kept };

@@ -1,6 +1,6 @@
 //! Syllabi to homework questions (section 2.4): one request per drawn combination of class sessions and key concepts.
 //!
-//! `generate.num_questions` is spread evenly over the disciplines and then over their syllabi. The questions of one
+//! `generate.num_questions` is spread over the disciplines by their weights (evenly, where the taxonomy gives none) and then evenly over their syllabi. The questions of one
 //! syllabus follow each other, as their prompts begin alike.
 
 use std::collections::HashMap;
@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    combos::{Combination, Combinations, spread_evenly},
+    combos::{Combination, Combinations, spread_evenly, spread_weighted},
     prompts::{PromptKind, Prompts},
     step::{Step, Work, WorkList, sampling_params},
     syllabus::Syllabus,
+    taxonomy::Discipline,
     text::{Rejection, clean_question, distinct, is_refusal},
     weak::Round,
 };
@@ -63,8 +64,14 @@ pub struct QuestionItem<'a> {
 
 impl<'a> Questions<'a> {
     /// Plans how many questions each syllabus gets. `syllabi` are those of the plain stage and of each of `rounds`.
-    pub fn new(config: &'a Config, prompts: &'a Prompts, syllabi: &'a [Vec<Syllabus>], rounds: &[Round]) -> Self {
-        let mut shares = plan(&config.generate, &syllabi[0]);
+    pub fn new(
+        config: &'a Config,
+        prompts: &'a Prompts,
+        disciplines: &[Discipline],
+        syllabi: &'a [Vec<Syllabus>],
+        rounds: &[Round],
+    ) -> Self {
+        let mut shares = plan(&config.generate, disciplines, &syllabi[0]);
         let (planned, wanted) = (shares.iter().sum::<usize>(), config.generate.num_questions);
         if planned < wanted {
             tracing::warn!(
@@ -97,9 +104,9 @@ impl<'a> Questions<'a> {
     }
 }
 
-/// An even share for every discipline that has a syllabus, and of it an even share for each of its syllabi; nobody
+/// A share by its weight for every discipline that has a syllabus, and of it an even share for each of its syllabi; nobody
 /// gets more than it has combinations.
-fn plan(config: &GenerateConfig, syllabi: &[Syllabus]) -> Vec<usize> {
+fn plan(config: &GenerateConfig, disciplines: &[Discipline], syllabi: &[Syllabus]) -> Vec<usize> {
     let capacities = capacities(config, syllabi);
     let mut members: Vec<Vec<usize>> = Vec::new();
     let mut place: HashMap<&str, usize> = HashMap::new();
@@ -112,8 +119,13 @@ fn plan(config: &GenerateConfig, syllabi: &[Syllabus]) -> Vec<usize> {
     }
     let group_capacities: Vec<u128> =
         members.iter().map(|group| group.iter().map(|&index| capacities[index]).sum()).collect();
+    let weight_of = |name: &str| disciplines.iter().find(|discipline| discipline.name == name);
+    let weights: Vec<f64> = members
+        .iter()
+        .map(|group| weight_of(&syllabi[group[0]].discipline).map_or(1.0, |discipline| discipline.weight))
+        .collect();
     let mut shares = vec![0; syllabi.len()];
-    for (group, share) in members.iter().zip(spread_evenly(config.num_questions, &group_capacities)) {
+    for (group, share) in members.iter().zip(spread_weighted(config.num_questions, &group_capacities, &weights)) {
         spread_over(group, share, &capacities, &mut shares);
     }
     shares
@@ -278,11 +290,22 @@ mod tests {
             syllabus("A", "2", &[5, 5]),
             syllabus("B", "2", &[1]),
         ];
-        let plan_for = |num_questions| plan(&GenerateConfig { num_questions, ..GenerateConfig::default() }, &syllabi);
+        let plan_for =
+            |num_questions| plan(&GenerateConfig { num_questions, ..GenerateConfig::default() }, &[], &syllabi);
         assert_eq!(plan_for(41), [11, 19, 10, 1]);
         assert_eq!(plan_for(1_000_000), [637, 637, 637, 1]);
         let config = GenerateConfig { num_questions: 1000, two_session_ratio: 0.0, ..GenerateConfig::default() };
-        assert_eq!(plan(&config, &syllabi), [62, 62, 62, 1]);
+        assert_eq!(plan(&config, &[], &syllabi), [62, 62, 62, 1]);
+        let leaf = |name: &str, weight| Discipline {
+            id: String::new(),
+            field: String::new(),
+            subfield: String::new(),
+            name: name.into(),
+            weight,
+        };
+        // A quarter of B's: 8 and 32 questions.
+        let config = GenerateConfig { num_questions: 40, ..GenerateConfig::default() };
+        assert_eq!(plan(&config, &[leaf("A", 0.5), leaf("B", 2.0)], &syllabi), [4, 31, 4, 1]);
     }
 
     #[test]
@@ -292,7 +315,7 @@ mod tests {
         config.generate.num_questions = 30;
         let prompts = Prompts::load(&config.generate)?;
         let ids = |config: &Config| -> Result<Vec<String>> {
-            let step = Questions::new(config, &prompts, &syllabi, &[]);
+            let step = Questions::new(config, &prompts, &[], &syllabi, &[]);
             let ids: Result<Vec<_>> = step.work()?.map(|work| work.map(|work| work.id)).collect();
             ids
         };
@@ -314,7 +337,7 @@ mod tests {
             config.generate.num_questions = 1000;
             config.generate.two_session_ratio = ratio;
             let prompts = Prompts::load(&config.generate)?;
-            let step = Questions::new(&config, &prompts, &syllabi, &[]);
+            let step = Questions::new(&config, &prompts, &[], &syllabi, &[]);
             let work: Vec<_> = step.work()?.collect::<Result<_>>()?;
             assert_eq!((work.len(), step.total()), (count, count));
             assert!(work.iter().all(|work| work.item.combination.strategy() == strategy));

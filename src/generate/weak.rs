@@ -149,7 +149,7 @@ mod tests {
     use crate::error::exit_code;
 
     fn discipline(name: &str) -> Discipline {
-        Discipline { id: name.into(), field: "F".into(), subfield: "S".into(), name: name.into() }
+        Discipline { id: name.into(), field: "F".into(), subfield: "S".into(), name: name.into(), weight: 1.0 }
     }
 
     fn node(discipline: &str, extra_questions: usize) -> WeakNode {
