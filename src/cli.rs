@@ -31,9 +31,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The whole pipeline: generate, curate, train, evaluate, report.
-    Run(StageArgs),
+    Run(RunArgs),
     /// Stage 1: taxonomy to question-answer pairs.
-    Generate(StageArgs),
+    Generate(GenerateArgs),
     /// Stage 2: pairs to training rows (or: your own JSONL with --data).
     Curate(curate::CurateArgs),
     /// Stage 3: rows to a student (or: any model on any data with --model and --data).
@@ -42,6 +42,8 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Stage 5: one self-contained HTML page.
     Report(StageArgs),
+    /// The closed loop: find weak disciplines, generate more of them, train again, measure.
+    Improve(commands::improve::ImproveArgs),
     /// Continue prompts from a JSONL file.
     Complete(commands::complete::CompleteArgs),
     /// Log-likelihoods of continuations from a JSONL file.
@@ -80,6 +82,28 @@ pub struct StageArgs {
     /// Machine-readable result on stdout.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `glan run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// The configuration and the run directory.
+    #[command(flatten)]
+    pub stage: StageArgs,
+    /// Exit with code 4 where the student is significantly worse than the base model on a task.
+    #[arg(long)]
+    pub fail_on_regression: bool,
+}
+
+/// Arguments of `glan generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    /// The configuration and the run directory.
+    #[command(flatten)]
+    pub stage: StageArgs,
+    /// Add pairs for the weak disciplines of this file (`evaluate/weak_nodes.json` of a run) to what is there.
+    #[arg(long, value_name = "FILE")]
+    pub weak: Option<PathBuf>,
 }
 
 impl StageArgs {
@@ -141,6 +165,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Train(args) => train::main(&args),
         Command::Evaluate(args) => commands::pipeline::evaluate(&args),
         Command::Report(args) => commands::pipeline::report(&args),
+        Command::Improve(args) => commands::improve::main(&args),
         Command::Complete(args) => commands::complete::main(&args),
         Command::Score(args) => commands::score::main(&args),
         Command::Serve(args) => commands::serve::main(&args),

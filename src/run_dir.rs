@@ -6,7 +6,9 @@
 //!             curate/    train.jsonl valid.jsonl test.jsonl rejected.jsonl stats.json
 //!             train/     metrics.jsonl checkpoint-N/ student/
 //!             evaluate/MODEL/  results_*.json samples_*.jsonl   and  evaluate/comparison.json contamination.json judge/
+//!                              weak_nodes.json
 //!             report.html
+//!             round-N/                a round of `glan improve`, a run directory of its own
 //! ```
 
 //! A stage is a pure function of its input files, its keys of the configuration and the seed. So a directory in which a

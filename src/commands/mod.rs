@@ -7,6 +7,7 @@ pub mod complete;
 pub mod doctor;
 pub mod export;
 pub mod fetch;
+pub mod improve;
 pub mod inspect;
 pub mod pipeline;
 pub mod score;

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -12,7 +12,7 @@ use candle_core::Device;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::StageArgs,
+    cli::{GenerateArgs, RunArgs, StageArgs},
     config::Config,
     curate, engine,
     error::{Failure, usage},
@@ -26,20 +26,44 @@ use crate::{
 };
 
 /// `glan run`: every stage that is not finished yet, in order.
-pub fn run(args: &StageArgs) -> Result<()> {
+pub fn run(args: &RunArgs) -> Result<()> {
+    let RunArgs { stage: args, fail_on_regression } = args;
     let config = load_config(args, "run")?;
     let device = config.device.open()?;
-    // What can be found wrong now must not be found after hours of generating and training.
+    check(&config)?;
+    let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
+    let (verdict, page) = run_stages(&config, &run_dir, &device, None)?;
+    if args.json {
+        print_result(json!({"verdict": verdict, "run_dir": run_dir.root()}));
+    } else {
+        print_comparison(&config, &run_dir)?;
+        print_result(format!("\nreport: {}", page.display()));
+    }
+    gate(*fail_on_regression, || Ok(read_comparison(&run_dir)?.regressions()))
+}
+
+/// What can be found wrong now must not be found after hours of generating and training.
+///
+/// **Errors**: usage, as the stages would give them.
+pub fn check(config: &Config) -> Result<()> {
     if config.student.model.is_empty() {
         return Err(usage("no student is named: set `student.model` to a directory or `org/name`"));
     }
     model_dir::resolve(&config.student.model)?;
-    evaluate::check(&config)?;
-    let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
+    evaluate::check(config)
+}
 
-    stage("generate", || generate_stage(&config, &run_dir, &device))?;
+/// Runs every stage that is not finished yet, in order; `weak` is what `glan generate --weak` takes. Returns the
+/// verdict and the report's path.
+pub fn run_stages(
+    config: &Config,
+    run_dir: &RunDir,
+    device: &Device,
+    weak: Option<&Path>,
+) -> Result<(Verdict, PathBuf)> {
+    stage("generate", || generate_stage(config, run_dir, device, weak))?;
     stage("curate", || {
-        curate::run(&config, &run_dir)?;
+        curate::run(config, run_dir)?;
         let rows = |name: &str| lines(&run_dir.stage_file("curate", name));
         Ok(format!(
             "{} rows to train on, {} for validation, {} for testing, {} rejected",
@@ -50,41 +74,38 @@ pub fn run(args: &StageArgs) -> Result<()> {
         ))
     })?;
     stage("train", || {
-        train::run(&config, &run_dir)?;
+        train::run(config, run_dir)?;
         Ok(format!("student in `{}`", run_dir.stage_file("train", "student").display()))
     })?;
-    let mut verdict = None;
-    stage("evaluate", || {
-        let reached = evaluate_stage(&config, &run_dir, &device)?;
-        let summary = sentence(&reached);
-        verdict = Some(reached);
-        Ok(summary)
+    let verdict = stage_of("evaluate", || {
+        let reached = evaluate_stage(config, run_dir, device)?;
+        Ok((sentence(&reached), reached))
     })?;
-    let mut page = None;
-    stage("report", || {
-        let path = report::run(&config, &run_dir)?;
-        let summary = format!("`{}`", path.display());
-        page = Some(path);
-        Ok(summary)
+    let page = stage_of("report", || {
+        let path = report::run(config, run_dir)?;
+        Ok((format!("`{}`", path.display()), path))
     })?;
+    Ok((verdict, page))
+}
 
-    if args.json {
-        print_result(json!({"verdict": verdict, "run_dir": run_dir.root()}));
+/// Turns regressions into exit code 4, where that was asked for.
+pub fn gate(asked: bool, regressions: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
+    if !asked {
         return Ok(());
     }
-    print_comparison(&config, &run_dir)?;
-    if let Some(page) = page {
-        print_result(format!("\nreport: {}", page.display()));
+    match regressions()?.as_slice() {
+        [] => Ok(()),
+        found => Err(Failure::Regression(format!("worse than before: {}", found.join("; "))).into()),
     }
-    Ok(())
 }
 
 /// `glan generate`.
-pub fn generate(args: &StageArgs) -> Result<()> {
+pub fn generate(args: &GenerateArgs) -> Result<()> {
+    let GenerateArgs { stage: args, weak } = args;
     let config = load_config(args, "generate")?;
     let device = config.device.open()?;
     let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
-    let summary = generate_stage(&config, &run_dir, &device)?;
+    let summary = generate_stage(&config, &run_dir, &device, weak.as_deref())?;
     if args.json {
         let answers = lines(&run_dir.stage_file("generate", "answers.jsonl"));
         let stats: Option<Value> = records::read_json(&run_dir.stage_file("generate", "stats.json")).ok();
@@ -105,6 +126,9 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<()> {
     }
     if let Some(judge) = &args.judge {
         return judge_models(args, judge);
+    }
+    if let [a, b] = args.compare.as_slice() {
+        return compare(args, a, b);
     }
     if let Some(model) = &args.model {
         return evaluate_model(args, model);
@@ -129,9 +153,18 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<()> {
     let verdict = evaluate_stage(&config, &run_dir, &device)?;
     if args.stage.json {
         print_result(json!({"verdict": verdict, "run_dir": run_dir.root()}));
-        return Ok(());
+    } else {
+        print_comparison(&config, &run_dir)?;
     }
-    print_comparison(&config, &run_dir)
+    gate(args.fail_on_regression, || Ok(read_comparison(&run_dir)?.regressions()))
+}
+
+/// `glan evaluate --compare`.
+fn compare(args: &EvaluateArgs, a: &Path, b: &Path) -> Result<()> {
+    let config = args.stage.load_config()?;
+    let found = evaluate::compare_results(a, b, config.seed, config.evaluate.bootstrap_iters)?;
+    print_result(if args.stage.json { json!(found).to_string() } else { evaluate::table::results_comparison(&found) });
+    gate(args.fail_on_regression, || Ok(found.regressions()))
 }
 
 /// `glan report`.
@@ -220,7 +253,7 @@ fn contamination(args: &EvaluateArgs) -> Result<()> {
 /// The configuration of a command that works in a run directory.
 ///
 /// **Errors**: usage, when none is named.
-fn load_config(args: &StageArgs, command: &str) -> Result<Config> {
+pub fn load_config(args: &StageArgs, command: &str) -> Result<Config> {
     let config = args.load_config()?;
     let is_saved = args.run_dir.as_ref().is_some_and(|folder| folder.join("run.toml").is_file());
     if args.config.is_none() && !is_saved {
@@ -233,16 +266,21 @@ fn load_config(args: &StageArgs, command: &str) -> Result<Config> {
 
 /// Runs one stage and says on stderr what came of it.
 fn stage(name: &str, work: impl FnOnce() -> Result<String>) -> Result<()> {
-    interrupt::check()?;
-    let begun = Instant::now();
-    let summary = work()?;
-    tracing::info!("{name}: {summary} ({:.1} s)", begun.elapsed().as_secs_f64());
-    Ok(())
+    stage_of(name, || Ok((work()?, ())))
 }
 
-fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device) -> Result<String> {
+/// The same for a stage with a result.
+pub fn stage_of<T>(name: &str, work: impl FnOnce() -> Result<(String, T)>) -> Result<T> {
+    interrupt::check()?;
+    let begun = Instant::now();
+    let (summary, result) = work()?;
+    tracing::info!("{name}: {summary} ({:.1} s)", begun.elapsed().as_secs_f64());
+    Ok(result)
+}
+
+fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device, weak: Option<&Path>) -> Result<String> {
     // The stage owns the teacher once it is loaded, so its memory is free again when the stage returns.
-    generate::run(config, run_dir, &mut || {
+    generate::run(config, run_dir, weak, &mut || {
         let teacher = &config.teacher;
         if teacher.model.is_empty() {
             return Err(usage("no teacher is named: set `teacher.model` to a directory or `org/name`"));
@@ -271,8 +309,7 @@ fn load_judge(config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>
 }
 
 fn print_comparison(config: &Config, run_dir: &RunDir) -> Result<()> {
-    let comparison: Comparison = records::read_json(&run_dir.stage_file("evaluate", "comparison.json"))?;
-    print_result(evaluate::table::comparison(&comparison, config.evaluate.base_fewshot));
+    print_result(evaluate::table::comparison(&read_comparison(run_dir)?, config.evaluate.base_fewshot));
     let evaluate = run_dir.stage("evaluate");
     let judged = records::read_json::<evaluate::judge::Judged>(&evaluate.join("judge/glan_test/judged.json"));
     let contamination = records::read_json::<Contamination>(&evaluate.join("contamination.json"));
@@ -282,6 +319,10 @@ fn print_comparison(config: &Config, run_dir: &RunDir) -> Result<()> {
         print_result(format!("\n{table}"));
     }
     Ok(())
+}
+
+fn read_comparison(run_dir: &RunDir) -> Result<Comparison> {
+    records::read_json(&run_dir.stage_file("evaluate", "comparison.json"))
 }
 
 /// The verdict in words.
@@ -302,10 +343,12 @@ fn lines(path: &Path) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
     use crate::error::exit_code;
+
+    fn run_args(config: Option<&Path>, run_dir: &Path) -> RunArgs {
+        RunArgs { stage: args(config, run_dir), fail_on_regression: false }
+    }
 
     fn args(config: Option<&Path>, run_dir: &Path) -> StageArgs {
         let config = config.map(Path::to_owned);
@@ -316,8 +359,13 @@ mod tests {
     fn a_run_without_a_configuration_is_a_usage_error_that_leaves_nothing_behind() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let run_dir = folder.path().join("run");
-        for command in [run, generate, report] {
-            let error = command(&args(None, &run_dir)).expect_err("no configuration is named");
+        let commands: [&dyn Fn(StageArgs) -> Result<()>; 3] = [
+            &|stage| run(&RunArgs { stage, fail_on_regression: false }),
+            &|stage| generate(&GenerateArgs { stage, weak: None }),
+            &|stage| report(&stage),
+        ];
+        for command in commands {
+            let error = command(args(None, &run_dir)).expect_err("no configuration is named");
             assert_eq!(exit_code(&error), 2, "{error:#}");
         }
         assert!(!run_dir.exists());
@@ -337,7 +385,8 @@ mod tests {
             ),
         ] {
             std::fs::write(&config, text)?;
-            let error = run(&args(Some(&config), &folder.path().join("run"))).expect_err("the configuration is wrong");
+            let error =
+                run(&run_args(Some(&config), &folder.path().join("run"))).expect_err("the configuration is wrong");
             assert_eq!(exit_code(&error), 2, "{error:#}");
             assert!(format!("{error:#}").contains(named), "{error:#}");
         }
@@ -362,6 +411,8 @@ mod tests {
             fewshot_as_multiturn: true,
             system_instruction: String::new(),
             think_end_token: String::new(),
+            compare: Vec::new(),
+            fail_on_regression: false,
             check_golden: None,
             benchmarks: None,
         };

@@ -11,6 +11,7 @@ mod curate;
 mod engine;
 mod evaluate;
 mod generate;
+mod improve;
 mod judge;
 mod keys;
 mod load;
@@ -26,6 +27,7 @@ pub use self::{
     engine::EngineConfig,
     evaluate::EvaluateConfig,
     generate::{GenerateConfig, SamplingConfig},
+    improve::ImproveConfig,
     judge::JudgeConfig,
     load::load,
     report::ReportConfig,
@@ -55,6 +57,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// Stage 4: base and student on the same items.
     pub evaluate: EvaluateConfig,
+    /// The closed loop: what is weak, and how much more of it is made.
+    pub improve: ImproveConfig,
     /// Stage 5: the page that people read.
     pub report: ReportConfig,
 }
@@ -71,6 +75,7 @@ impl Default for Config {
             curate: CurateConfig::default(),
             train: TrainConfig::default(),
             evaluate: EvaluateConfig::default(),
+            improve: ImproveConfig::default(),
             report: ReportConfig::default(),
         }
     }

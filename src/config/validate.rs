@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::{Config, CurateConfig, EvaluateConfig, GenerateConfig, SamplingConfig, TrainConfig};
+use super::{Config, CurateConfig, EvaluateConfig, GenerateConfig, ImproveConfig, SamplingConfig, TrainConfig};
 
 impl Config {
     /// Checks every range.
@@ -19,6 +19,7 @@ impl Config {
         check_curate(&self.curate, &mut ranges);
         check_train(&self.train, &mut ranges);
         check_evaluate(&self.evaluate, &mut ranges);
+        check_improve(&self.improve, &mut ranges);
         if !ranges.complaints.is_empty() {
             bail!("{}", ranges.complaints.join("; "));
         }
@@ -161,6 +162,16 @@ fn check_evaluate(evaluate: &EvaluateConfig, ranges: &mut Ranges) {
     ranges.at_least("evaluate.judge.max_answer_tokens", judge.max_answer_tokens, 1);
 }
 
+fn check_improve(improve: &ImproveConfig, ranges: &mut Ranges) {
+    let fraction = improve.selection_fraction;
+    // Something must be left to choose by, and something to measure by.
+    ranges.check("improve.selection_fraction", fraction, fraction > 0.0 && fraction < 1.0, "above 0 and below 1");
+    ranges.fraction("improve.margin", improve.margin);
+    ranges.at_least("improve.min_items", improve.min_items, 1);
+    ranges.fraction("improve.max_false_discovery", improve.max_false_discovery);
+    ranges.above_zero("improve.growth", improve.growth);
+}
+
 /// Collects what is out of range. NaN is outside of every range.
 #[derive(Default)]
 struct Ranges {
@@ -263,6 +274,11 @@ mod tests {
             ("evaluate.tasks", vec!["[]"]),
             ("evaluate.num_fewshot", vec!["-2"]),
             ("evaluate.bootstrap_iters", vec!["0"]),
+            ("improve.selection_fraction", vec!["0", "1", "nan"]),
+            ("improve.margin", vec!["-0.1", "1.1"]),
+            ("improve.min_items", vec!["0"]),
+            ("improve.max_false_discovery", vec!["-0.1", "1.1", "nan"]),
+            ("improve.growth", vec!["0", "-1", "nan", "inf"]),
             ("evaluate.code.python", vec!["''"]),
             ("evaluate.code.cpu_seconds", vec!["0", "86401"]),
             ("evaluate.code.wall_seconds", vec!["2", "86401"]),

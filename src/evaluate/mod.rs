@@ -2,18 +2,21 @@
 //!
 //! *Reads* the benchmarks and two models: the student before training (plain prompts, and once more with examples)
 //! and after it. *Writes* `evaluate/base/`, `evaluate/base_fewshot/`, `evaluate/tuned/` (lm-evaluation-harness's
-//! layout) and `evaluate/comparison.json`. *Rejects* requests that a model cannot serve: they count as wrong answers.
+//! layout), `evaluate/comparison.json`, and `evaluate/weak_nodes.json` with `weak_rows.jsonl`. *Rejects* requests that a model cannot serve: they count as wrong answers.
 //! *Resumes* at the first answer that is not on disk; a finished evaluation of the same model and items is kept.
 
 pub mod compare;
+pub mod compare_results;
 pub mod contamination;
 mod data;
 mod fewshot;
 pub mod golden;
 mod groups;
 pub mod ifeval;
+pub mod improvement;
 pub mod judge;
 mod metrics;
+pub mod paired;
 pub mod plan;
 pub mod primer;
 mod programs;
@@ -32,6 +35,7 @@ pub mod task;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
+pub mod weak;
 
 use std::path::PathBuf;
 
@@ -40,7 +44,10 @@ use clap::Args;
 
 pub use self::{
     compare::{Comparison, DisciplineComparison, TaskComparison},
+    compare_results::{ResultsComparison, compare_results},
+    improvement::{Improvement, improvement},
     stage::{check, plan_model, run, run_model},
+    weak::WeakNodes,
 };
 use crate::{cli::StageArgs, language_model::LanguageModel};
 
@@ -90,6 +97,12 @@ pub struct EvaluateArgs {
     /// Answers begin after the last of these in what a model writes, such as `</think>`.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub think_end_token: String,
+    /// Compare two evaluations of the same items: results files, their folders, or run directories (their tuned models).
+    #[arg(long, value_names = ["A", "B"], num_args = 2, conflicts_with_all = ["model", "tasks", "check_golden"])]
+    pub compare: Vec<PathBuf>,
+    /// Exit with code 4 where a task is significantly worse than before.
+    #[arg(long, conflicts_with_all = ["model", "check_golden"])]
+    pub fail_on_regression: bool,
     /// Compare prompts, scores and verdicts with a folder of files that lm-evaluation-harness made.
     #[arg(long, value_name = "DIR", requires = "benchmarks", conflicts_with_all = ["model", "tasks"])]
     pub check_golden: Option<PathBuf>,

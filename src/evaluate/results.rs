@@ -51,6 +51,23 @@ impl Finished {
         })
     }
 
+    /// The evaluation that ended with this results file.
+    ///
+    /// **Errors**: the file cannot be read or is not named as this program and the harness name it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let date = name.strip_prefix("results_").and_then(|name| name.strip_suffix(".json"));
+        let date = date.with_context(|| format!("`{}` is not named results_DATE.json", path.display()))?.to_owned();
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        Ok(Self { folder, date, results: records::read_json(path)? })
+    }
+
+    /// The latest evaluation in a model's folder.
+    pub fn latest(folder: &Path) -> Option<Result<Self>> {
+        let date = dates(folder).into_iter().max()?;
+        Some(Self::open(&folder.join(format!("results_{date}.json"))))
+    }
+
     /// The tasks that were evaluated.
     pub fn tasks(&self) -> impl Iterator<Item = &str> {
         self.results["versions"].as_object().into_iter().flat_map(Map::keys).map(String::as_str)
@@ -63,8 +80,12 @@ impl Finished {
 
     /// The rows of a task under one filter, in the order of its documents.
     pub fn samples(&self, task: &str, filter: &str) -> Result<Vec<Value>> {
-        let rows: Vec<Value> = read_jsonl(&self.samples_path(task))?;
-        Ok(rows.into_iter().filter(|row| row["filter"] == json!(filter)).collect())
+        Ok(self.all_samples(task)?.into_iter().filter(|row| row["filter"] == json!(filter)).collect())
+    }
+
+    /// The rows of a task under all filters.
+    pub fn all_samples(&self, task: &str) -> Result<Vec<Value>> {
+        read_jsonl(&self.samples_path(task))
     }
 
     fn samples_path(&self, task: &str) -> PathBuf {

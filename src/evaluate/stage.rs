@@ -20,6 +20,7 @@ use super::{
     responses,
     results::{self, Finished},
     sandbox::Sandbox,
+    weak,
 };
 use crate::{
     config::{CodeConfig, Config},
@@ -80,6 +81,7 @@ pub fn run(config: &Config, run_dir: &RunDir, load: &mut RoleLoader) -> Result<V
     if let Some(judging) = beside.judging {
         judging.judge(load(Role::Judge)?.as_mut())?;
     }
+    weak::write(config, run_dir, compare::headline(&tasks)?, &base, &tuned)?;
     Ok(comparison.verdict)
 }
 

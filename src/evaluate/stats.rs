@@ -80,6 +80,70 @@ pub fn paired_bootstrap(first: &[f64], second: &[f64], resamples: usize, random:
     Some([at(0.025), at(0.975)])
 }
 
+/// p-values corrected for being several: the chance that any of them falls below a bound by luck alone stays under
+/// that bound, however the tests depend on one another. In the order given.
+///
+/// **Source**: Holm 1979: the k-th smallest of m times `m - k + 1`, made monotone, at most 1.
+pub fn holm(p_values: &[f64]) -> Vec<f64> {
+    let (m, mut order) = (p_values.len(), ascending(p_values));
+    let mut corrected = vec![0.0; m];
+    let mut largest = 0.0f64;
+    for (rank, index) in order.drain(..).enumerate() {
+        largest = largest.max(p_values[index] * (m - rank) as f64).min(1.0);
+        corrected[index] = largest;
+    }
+    corrected
+}
+
+/// q-values: of the tests whose q-value is at most `x`, a share of `x` is expected to be luck. In the order given.
+///
+/// **Source**: Benjamini and Hochberg 1995: the k-th smallest of m times `m / k`, made monotone from above.
+pub fn benjamini_hochberg(p_values: &[f64]) -> Vec<f64> {
+    let m = p_values.len();
+    let mut corrected = vec![0.0; m];
+    let mut smallest = 1.0f64;
+    for (rank, index) in ascending(p_values).into_iter().enumerate().rev() {
+        smallest = smallest.min(p_values[index] * m as f64 / (rank + 1) as f64);
+        corrected[index] = smallest;
+    }
+    corrected
+}
+
+fn ascending(values: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    order
+}
+
+/// 95 % interval of a share of `n` items; it stays within 0 and 1 and has a width even where all items are right.
+///
+/// **Source**: Wilson 1927, the score interval.
+pub fn wilson95(share: f64, n: usize) -> [f64; 2] {
+    if n == 0 {
+        return [0.0, 1.0];
+    }
+    let (z2, n) = (1.959_963_984_540_054_f64.powi(2), n as f64);
+    let middle = (share + z2 / (2.0 * n)) / (1.0 + z2 / n);
+    let half = (z2 * (share * (1.0 - share) / n + z2 / (4.0 * n * n))).sqrt() / (1.0 + z2 / n);
+    [(middle - half).max(0.0), (middle + half).min(1.0)]
+}
+
+/// One-sided exact test of a group against the rest: how likely the group has `right` of its `n` items right, or fewer,
+/// if the `all_right` of `all` items fell to it by chance.
+///
+/// **Source**: Fisher's exact test (the lower tail of the hypergeometric distribution).
+pub fn fisher_lower(right: usize, n: usize, all_right: usize, all: usize) -> f64 {
+    debug_assert!(right <= n && n <= all && right <= all_right && all_right <= all, "a group is a part of the whole");
+    let mut ln_factorial = vec![0.0f64; all + 1];
+    for k in 1..=all {
+        ln_factorial[k] = ln_factorial[k - 1] + (k as f64).ln();
+    }
+    let ln_choose = |n: usize, k: usize| ln_factorial[n] - ln_factorial[k] - ln_factorial[n - k];
+    let (least, whole) = ((n + all_right).saturating_sub(all), ln_choose(all, n));
+    let term = |k: usize| (ln_choose(all_right, k) + ln_choose(all - all_right, n - k) - whole).exp();
+    (least..=right).map(term).sum::<f64>().min(1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Result;
@@ -122,6 +186,37 @@ mod tests {
         let tuned = [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0];
         assert!(close(paired_p_value(&base, &tuned), 0.21875));
         assert!(close(paired_p_value(&base[..6], &tuned[..6]), 0.21875));
+    }
+
+    #[test]
+    fn corrections_for_several_tests_are_those_of_r_s_p_adjust() {
+        let p = [0.01, 0.04, 0.03, 0.005, 0.9];
+        // R: p.adjust(c(0.01, 0.04, 0.03, 0.005, 0.9), "holm") and "BH", worked out by hand from the formulas.
+        let holm_expected = [0.04, 0.09, 0.09, 0.025, 0.9];
+        let bh_expected = [0.025, 0.05, 0.05, 0.025, 0.9];
+        assert!(holm(&p).iter().zip(holm_expected).all(|(&a, b)| close(a, b)), "{:?}", holm(&p));
+        assert!(benjamini_hochberg(&p).iter().zip(bh_expected).all(|(&a, b)| close(a, b)));
+        assert_eq!(holm(&[0.6, 0.7]), [1.0, 1.0]);
+        assert!(holm(&[]).is_empty() && benjamini_hochberg(&[]).is_empty());
+    }
+
+    #[test]
+    fn an_interval_of_a_share_stays_within_bounds() {
+        // Wilson's interval for 8 of 10, as every table has it.
+        let [low, high] = wilson95(0.8, 10);
+        assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
+        let [low, high] = wilson95(1.0, 20);
+        assert!(low < 0.85 && high == 1.0);
+        assert_eq!(wilson95(0.0, 0), [0.0, 1.0]);
+    }
+
+    #[test]
+    fn a_group_s_test_is_the_lower_tail_of_the_hypergeometric() {
+        // The lady who tastes tea: of 4 and 4 cups, 1 or fewer of her 4 right: (1 + 16) / 70.
+        assert!(close(fisher_lower(1, 4, 4, 8), 17.0 / 70.0));
+        assert!(close(fisher_lower(4, 4, 4, 8), 1.0));
+        // Pigeonhole: 3 of 4 must be right at least.
+        assert!(close(fisher_lower(3, 4, 7, 8), 0.5));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::compare::Comparison;
+use super::{compare::Comparison, compare_results::ResultsComparison, improvement::Improvement};
 
 /// Base and student side by side, in per cent; the difference is in percentage points.
 pub fn comparison(comparison: &Comparison, fewshot: usize) -> String {
     let fewshot = format!("base {fewshot}-shot");
-    let header = ["task", "metric", "n", "base", &fewshot, "tuned", "difference", "p"];
+    let header = ["task", "metric", "n", "base", &fewshot, "tuned", "difference", "95% interval", "p", "p (Holm)", ""];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for row in &comparison.tasks {
         rows.push(vec![
@@ -17,12 +17,66 @@ pub fn comparison(comparison: &Comparison, fewshot: usize) -> String {
             percent(row.base),
             row.base_fewshot.map_or_else(|| "-".to_owned(), percent),
             percent(row.tuned),
-            format!("{:+.1}", 100.0 * (row.tuned - row.base)),
-            if row.p_value < 0.001 { "<0.001".to_owned() } else { format!("{:.3}", row.p_value) },
+            points(row.tuned - row.base),
+            interval(row.difference_ci95, 100.0, 1),
+            p_value(row.p_value),
+            p_value(row.p_holm),
+            row.change.text().to_owned(),
         ]);
     }
     let mut lines = align(&rows, 2);
     lines.extend(comparison.skipped.iter().map(|skipped| format!("{} skipped: {}", skipped.task, skipped.reason)));
+    lines.join("\n")
+}
+
+/// Two evaluations side by side. Metrics are shown as they are: not every one is a share.
+pub fn results_comparison(comparison: &ResultsComparison) -> String {
+    let header = ["task", "metric", "n", "A", "B", "B - A", "95% interval", "p", "p (Holm)", ""];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for row in &comparison.tasks {
+        rows.push(vec![
+            row.task.clone(),
+            row.metric.strip_suffix(",none").unwrap_or(&row.metric).to_owned(),
+            row.n.to_string(),
+            format!("{:.4}", row.a),
+            format!("{:.4}", row.b),
+            format!("{:+.4}", row.delta),
+            interval(row.delta_ci95, 1.0, 4),
+            p_value(row.p_value),
+            p_value(row.p_holm),
+            row.change.text().to_owned(),
+        ]);
+    }
+    let mut lines = vec![format!("A  {}", comparison.a.display()), format!("B  {}", comparison.b.display())];
+    lines.extend(align(&rows, 2));
+    for (name, tasks) in [("A", &comparison.only_in_a), ("B", &comparison.only_in_b)] {
+        if !tasks.is_empty() {
+            lines.push(format!("only in {name}: {}", tasks.join(", ")));
+        }
+    }
+    lines.join("\n")
+}
+
+/// What a round of the closed loop did, by discipline; shares in per cent, on held-out items.
+pub fn improvement(improvement: &Improvement) -> String {
+    let header = ["discipline", "", "rows", "items", "before", "after", "95% interval", "p"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for node in &improvement.nodes {
+        let [low, high] = node.after_ci95;
+        rows.push(vec![
+            node.discipline.clone(),
+            if node.is_weak { "weak" } else { "" }.to_owned(),
+            format!("{} to {}", node.rows_before, node.rows_after),
+            node.n.to_string(),
+            percent(node.before),
+            percent(node.after),
+            format!("{} to {}", percent(low), percent(high)),
+            p_value(node.p_value),
+        ]);
+    }
+    let mut lines = align(&rows, 2);
+    lines.push(improvement.weak.sentence("weak disciplines"));
+    lines.push(improvement.others.sentence("other disciplines"));
     lines.join("\n")
 }
 
@@ -64,6 +118,21 @@ pub fn align(rows: &[Vec<String>], left: usize) -> Vec<String> {
         .collect()
 }
 
+fn points(difference: f64) -> String {
+    format!("{:+.1}", 100.0 * difference)
+}
+
+fn interval(bounds: Option<[f64; 2]>, scale: f64, decimals: usize) -> String {
+    bounds.map_or_else(
+        || "-".to_owned(),
+        |[low, high]| format!("{:+.decimals$} to {:+.decimals$}", scale * low, scale * high),
+    )
+}
+
+fn p_value(p: f64) -> String {
+    if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") }
+}
+
 fn percent(fraction: f64) -> String {
     format!("{:.1}%", 100.0 * fraction)
 }
@@ -80,7 +149,7 @@ fn four_decimals(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{TaskComparison, Verdict, plan::SkippedTask};
+    use crate::evaluate::{TaskComparison, Verdict, paired::Change, plan::SkippedTask};
 
     #[test]
     fn the_comparison_shows_percentages_and_the_difference_in_points() {
@@ -93,8 +162,10 @@ mod tests {
             tuned: 0.75,
             tuned_stderr: None,
             p_value: 1e-9,
+            p_holm: 0.04,
+            change: Change::Better,
             n: 590,
-            difference_ci95: None,
+            difference_ci95: Some([0.67, 0.745]),
         };
         let whole = Comparison {
             verdict: Verdict { task: "primer".into(), base: 0.0413, base_fewshot: None, tuned: 0.75, p_value: 1e-9 },
@@ -102,8 +173,8 @@ mod tests {
             by_discipline: Vec::new(),
             skipped: vec![SkippedTask { task: "gsm8k".into(), reason: "no file".into() }],
         };
-        let expected = "task    metric                 n  base  base 3-shot  tuned  difference       p\n\
-                        primer  exact_match,extract  590  4.1%        10.0%  75.0%       +70.9  <0.001\n\
+        let expected = "task    metric                 n  base  base 3-shot  tuned  difference    95% interval       p  p (Holm)\n\
+                        primer  exact_match,extract  590  4.1%        10.0%  75.0%       +70.9  +67.0 to +74.5  <0.001     0.040  better\n\
                         gsm8k skipped: no file";
         assert_eq!(comparison(&whole, 3), expected);
     }

@@ -214,6 +214,41 @@ pub fn spread_evenly(total: usize, capacities: &[u128]) -> Vec<usize> {
     shares
 }
 
+/// Spreads `total` in proportion to the weights as far as the capacities allow, rounded by largest remainders (the
+/// earlier of two that are even). Equal weights are spread evenly.
+pub fn spread_weighted(total: usize, capacities: &[u128], weights: &[f64]) -> Vec<usize> {
+    if weights.windows(2).all(|pair| pair[0] == pair[1]) {
+        return spread_evenly(total, capacities);
+    }
+    let mut shares = vec![0; capacities.len()];
+    let mut open: Vec<usize> = (0..capacities.len()).collect();
+    let mut left = total;
+    loop {
+        let whole: f64 = open.iter().map(|&index| weights[index]).sum();
+        let quota = |index: usize| left as f64 * weights[index] / whole;
+        let (full, rest): (Vec<usize>, Vec<usize>) =
+            open.iter().partition(|&&index| capacities[index] as f64 <= quota(index));
+        if full.is_empty() {
+            let quotas: Vec<f64> = open.iter().map(|&index| quota(index)).collect();
+            for (&index, quota) in open.iter().zip(&quotas) {
+                shares[index] = quota.floor() as usize;
+            }
+            let missing = left.saturating_sub(quotas.iter().map(|quota| quota.floor() as usize).sum());
+            let mut order: Vec<usize> = (0..open.len()).collect();
+            order.sort_by(|&a, &b| quotas[b].fract().total_cmp(&quotas[a].fract()).then(a.cmp(&b)));
+            for &place in order.iter().take(missing) {
+                shares[open[place]] += 1;
+            }
+            return shares;
+        }
+        for index in full {
+            shares[index] = capacities[index] as usize;
+            left -= shares[index];
+        }
+        open = rest;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -319,6 +354,25 @@ mod tests {
                 }
                 for session in &combination.class_sessions {
                     prop_assert!(combination.key_concepts.iter().any(|(of, _)| of == session));
+                }
+            }
+        }
+
+        #[test]
+        fn weighted_spreading_keeps_the_total_the_capacities_and_the_proportions(
+            total in 0usize..2000,
+            groups in prop::collection::vec((0u128..300, 1u32..20), 0..20),
+        ) {
+            let (capacities, weights): (Vec<u128>, Vec<f64>) =
+                groups.iter().map(|&(capacity, weight)| (capacity, f64::from(weight))).unzip();
+            let shares = spread_weighted(total, &capacities, &weights);
+            let available: u128 = capacities.iter().sum();
+            prop_assert_eq!(shares.iter().sum::<usize>() as u128, available.min(total as u128));
+            prop_assert!(shares.iter().zip(&capacities).all(|(share, capacity)| *share as u128 <= *capacity));
+            // Whoever is below capacity has its proportion of anybody's share, but for the rounding.
+            for i in (0..shares.len()).filter(|&i| (shares[i] as u128) < capacities[i]) {
+                for j in 0..shares.len() {
+                    prop_assert!((shares[i] as f64 + 1.0) / weights[i] >= (shares[j] as f64 - 1.0) / weights[j] - 1e-9);
                 }
             }
         }

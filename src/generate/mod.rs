@@ -1,6 +1,6 @@
 //! Stage 1, `generate`: taxonomy to question-answer pairs (GLAN's Algorithm 1).
 //!
-//! *Reads* the taxonomy and the prompts. *Writes* `generate/`: `taxonomy.json`, `prompts.json`, `teacher.json`,
+//! *Reads* the taxonomy, the prompts, and with `--weak` a file of weak disciplines. *Writes* `generate/`: `taxonomy.json`, `prompts.json`, `teacher.json`,
 //! `subjects_raw.jsonl` and `subjects.jsonl`, `syllabi.jsonl`, `questions.jsonl`, `answers.jsonl` (and the drafts of the
 //! first two, where asked for in two turns), `usage.jsonl`, `stats.json`. *Rejects* replies that cannot be used, one
 //! line each in `rejected.jsonl`, and fails when too many are. *Resumes* at the first request that is not on disk; the
@@ -18,19 +18,21 @@ mod syllabus;
 mod taxonomy;
 mod text;
 mod two_step;
+mod weak;
 
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use self::{
     answers::Answers, prompts::Prompts, questions::Questions, stats::StepStats, step::run_step, taxonomy::Taxonomy,
+    weak::Samples,
 };
 use crate::{
     config::Config,
@@ -40,11 +42,12 @@ use crate::{
     run_dir::RunDir,
 };
 
-/// Runs the stage; the teacher is loaded only when something is left to do.
+/// Runs the stage; the teacher is loaded only when something is left to do. `weak` is a file of weak disciplines, for
+/// which more is made than the run has.
 ///
-/// **Errors**: usage for faults of the taxonomy and the prompts; a sub-step whose yield is under
+/// **Errors**: usage for faults of the taxonomy, the prompts and the weak disciplines; a sub-step whose yield is under
 /// `generate.min_yield`; and [`crate::error::Failure::Interrupted`]. Whatever was made stays on disk.
-pub fn run(config: &Config, run_dir: &RunDir, load_teacher: &mut ModelLoader) -> Result<()> {
+pub fn run(config: &Config, run_dir: &RunDir, weak: Option<&Path>, load_teacher: &mut ModelLoader) -> Result<()> {
     let taxonomy = Taxonomy::load(&config.generate.taxonomy)?;
     let prompts = Prompts::load(&config.generate)?;
     let folder = run_dir.stage("generate");
@@ -52,21 +55,27 @@ pub fn run(config: &Config, run_dir: &RunDir, load_teacher: &mut ModelLoader) ->
     taxonomy.save(&folder.join("taxonomy.json"))?;
     prompts.save(&folder.join("prompts.json"))?;
 
-    let mut stage = Stage { config, folder, load_teacher, teacher: None, stats: Stats::default() };
     let disciplines = taxonomy.disciplines();
+    let rounds = weak::rounds(&folder, weak, &disciplines)?;
+    if let Some(summary) = weak::summary(&rounds) {
+        tracing::info!("{summary}");
+    }
+    let mut stage = Stage { config, folder, load_teacher, teacher: None, stats: Stats::default() };
     stage.stats.counts.fields = taxonomy.fields.len();
     stage.stats.counts.subfields = taxonomy.fields.iter().map(|field| field.subfields.len()).sum();
     stage.stats.counts.disciplines = disciplines.len();
 
     let subjects = subjects::run(&mut stage, &prompts, &disciplines)?;
     stage.stats.counts.subjects = subjects.len();
-    let syllabi = syllabus::run(&mut stage, &prompts, &subjects)?;
-    let sessions = syllabi.iter().flat_map(|syllabus| &syllabus.class_sessions);
-    stage.stats.counts.syllabi = syllabi.len();
+    let samples = Samples::new(&config.generate, &rounds, disciplines.len());
+    let syllabi = syllabus::run(&mut stage, &prompts, &subjects, &samples, rounds.len())?;
+    let all = syllabi.iter().flatten();
+    let sessions = all.clone().flat_map(|syllabus| &syllabus.class_sessions);
+    stage.stats.counts.syllabi = all.count();
     stage.stats.counts.class_sessions = sessions.clone().count();
     stage.stats.counts.key_concepts = sessions.map(|session| session.key_concepts.len()).sum();
 
-    let asked = run_step(&mut stage, &Questions::new(config, &prompts, &syllabi))?;
+    let asked = run_step(&mut stage, &Questions::new(config, &prompts, &disciplines, &syllabi, &rounds))?;
     stage.stats.counts.questions = asked.kept;
     let questions_file = stage.folder.join("questions.jsonl");
     let answers = Answers { config, prompts: &prompts, questions_file, num_questions: asked.kept };
@@ -77,7 +86,7 @@ pub fn run(config: &Config, run_dir: &RunDir, load_teacher: &mut ModelLoader) ->
         bail!(
             "no question-answer pair was made ({} subjects, {} syllabi, {} questions); see `{}`",
             subjects.len(),
-            syllabi.len(),
+            stage.stats.counts.syllabi,
             asked.kept,
             stage.folder.join("rejected.jsonl").display()
         );

@@ -1,6 +1,6 @@
 //! Syllabi to homework questions (section 2.4): one request per drawn combination of class sessions and key concepts.
 //!
-//! `generate.num_questions` is spread evenly over the disciplines and then over their syllabi. The questions of one
+//! `generate.num_questions` is spread over the disciplines by their weights (evenly, where the taxonomy gives none) and then evenly over their syllabi. The questions of one
 //! syllabus follow each other, as their prompts begin alike.
 
 use std::collections::HashMap;
@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    combos::{Combination, Combinations, spread_evenly},
+    combos::{Combination, Combinations, spread_evenly, spread_weighted},
     prompts::{PromptKind, Prompts},
     step::{Step, Work, WorkList, sampling_params},
     syllabus::Syllabus,
+    taxonomy::Discipline,
     text::{Rejection, clean_question, distinct, is_refusal},
+    weak::Round,
 };
 use crate::{
     config::{Config, GenerateConfig},
@@ -49,7 +51,7 @@ pub struct Question {
 pub struct Questions<'a> {
     config: &'a Config,
     prompts: &'a Prompts,
-    syllabi: &'a [Syllabus],
+    syllabi: Vec<&'a Syllabus>,
     /// Questions to ask of each syllabus.
     shares: Vec<usize>,
 }
@@ -61,9 +63,15 @@ pub struct QuestionItem<'a> {
 }
 
 impl<'a> Questions<'a> {
-    /// Plans how many questions each syllabus gets.
-    pub fn new(config: &'a Config, prompts: &'a Prompts, syllabi: &'a [Syllabus]) -> Self {
-        let shares = plan(&config.generate, syllabi);
+    /// Plans how many questions each syllabus gets. `syllabi` are those of the plain stage and of each of `rounds`.
+    pub fn new(
+        config: &'a Config,
+        prompts: &'a Prompts,
+        disciplines: &[Discipline],
+        syllabi: &'a [Vec<Syllabus>],
+        rounds: &[Round],
+    ) -> Self {
+        let mut shares = plan(&config.generate, disciplines, &syllabi[0]);
         let (planned, wanted) = (shares.iter().sum::<usize>(), config.generate.num_questions);
         if planned < wanted {
             tracing::warn!(
@@ -71,7 +79,10 @@ impl<'a> Questions<'a> {
                  `generate.num_questions` = {wanted}; each is used once"
             );
         }
-        Self { config, prompts, syllabi, shares }
+        for (round, syllabi) in rounds.iter().zip(&syllabi[1..]) {
+            shares.extend(plan_round(&config.generate, syllabi, round));
+        }
+        Self { config, prompts, syllabi: syllabi.iter().flatten().collect(), shares }
     }
 
     fn syllabus_work(&self, syllabus: &'a Syllabus, share: usize) -> Vec<Work<QuestionItem<'a>>> {
@@ -93,19 +104,10 @@ impl<'a> Questions<'a> {
     }
 }
 
-/// An even share for every discipline that has a syllabus, and of it an even share for each of its syllabi; nobody
+/// A share by its weight for every discipline that has a syllabus, and of it an even share for each of its syllabi; nobody
 /// gets more than it has combinations.
-fn plan(config: &GenerateConfig, syllabi: &[Syllabus]) -> Vec<usize> {
-    let capacities: Vec<u128> = syllabi
-        .iter()
-        .map(|syllabus| {
-            let combinations = combinations(syllabus);
-            // A ratio of 0 or 1 switches a strategy off; in between the other one fills up.
-            let single = if config.two_session_ratio < 1.0 { combinations.count(1) } else { 0 };
-            let two = if config.two_session_ratio > 0.0 { combinations.count(2) } else { 0 };
-            single + two
-        })
-        .collect();
+fn plan(config: &GenerateConfig, disciplines: &[Discipline], syllabi: &[Syllabus]) -> Vec<usize> {
+    let capacities = capacities(config, syllabi);
     let mut members: Vec<Vec<usize>> = Vec::new();
     let mut place: HashMap<&str, usize> = HashMap::new();
     for (index, syllabus) in syllabi.iter().enumerate() {
@@ -117,14 +119,58 @@ fn plan(config: &GenerateConfig, syllabi: &[Syllabus]) -> Vec<usize> {
     }
     let group_capacities: Vec<u128> =
         members.iter().map(|group| group.iter().map(|&index| capacities[index]).sum()).collect();
+    let weight_of = |name: &str| disciplines.iter().find(|discipline| discipline.name == name);
+    let weights: Vec<f64> = members
+        .iter()
+        .map(|group| weight_of(&syllabi[group[0]].discipline).map_or(1.0, |discipline| discipline.weight))
+        .collect();
     let mut shares = vec![0; syllabi.len()];
-    for (group, share) in members.iter().zip(spread_evenly(config.num_questions, &group_capacities)) {
-        let of_group: Vec<u128> = group.iter().map(|&index| capacities[index]).collect();
-        for (&index, share) in group.iter().zip(spread_evenly(share, &of_group)) {
-            shares[index] = share;
+    for (group, share) in members.iter().zip(spread_weighted(config.num_questions, &group_capacities, &weights)) {
+        spread_over(group, share, &capacities, &mut shares);
+    }
+    shares
+}
+
+/// What a round asks for each discipline, spread evenly over the discipline's syllabi of that round.
+fn plan_round(config: &GenerateConfig, syllabi: &[Syllabus], round: &Round) -> Vec<usize> {
+    let capacities = capacities(config, syllabi);
+    let mut shares = vec![0; syllabi.len()];
+    for node in &round.nodes {
+        let group: Vec<usize> =
+            (0..syllabi.len()).filter(|&index| syllabi[index].discipline == node.discipline).collect();
+        let planned = spread_over(&group, node.extra_questions, &capacities, &mut shares);
+        if planned < node.extra_questions {
+            tracing::warn!(
+                "{}: the new syllabi have {planned} combinations of class sessions and key concepts, fewer than the {} \
+                 extra questions asked for",
+                node.discipline,
+                node.extra_questions
+            );
         }
     }
     shares
+}
+
+/// Spreads `share` evenly over the syllabi of a group; returns how much found room.
+fn spread_over(group: &[usize], share: usize, capacities: &[u128], shares: &mut [usize]) -> usize {
+    let of_group: Vec<u128> = group.iter().map(|&index| capacities[index]).collect();
+    let spread = spread_evenly(share, &of_group);
+    for (&index, share) in group.iter().zip(&spread) {
+        shares[index] = *share;
+    }
+    spread.iter().sum()
+}
+
+/// How many combinations each syllabus has.
+fn capacities(config: &GenerateConfig, syllabi: &[Syllabus]) -> Vec<u128> {
+    let capacity = |syllabus: &Syllabus| {
+        let combinations = combinations(syllabus);
+        // A ratio of 0 or 1 switches a strategy off; in between the other one fills up.
+        let single = if config.two_session_ratio < 1.0 { combinations.count(1) } else { 0 };
+        let two = if config.two_session_ratio > 0.0 { combinations.count(2) } else { 0 };
+        single + two
+    };
+    syllabi.iter().map(capacity).collect()
 }
 
 fn combinations(syllabus: &Syllabus) -> Combinations {
@@ -180,7 +226,7 @@ impl<'a> Step for Questions<'a> {
 
     fn work(&self) -> Result<WorkList<'_, QuestionItem<'a>>> {
         let shares = self.syllabi.iter().zip(&self.shares);
-        Ok(Box::new(shares.flat_map(|(syllabus, &share)| self.syllabus_work(syllabus, share)).map(Ok)))
+        Ok(Box::new(shares.flat_map(|(&syllabus, &share)| self.syllabus_work(syllabus, share)).map(Ok)))
     }
 
     fn messages(&self, item: &QuestionItem) -> Result<Vec<Message>> {
@@ -244,21 +290,32 @@ mod tests {
             syllabus("A", "2", &[5, 5]),
             syllabus("B", "2", &[1]),
         ];
-        let plan_for = |num_questions| plan(&GenerateConfig { num_questions, ..GenerateConfig::default() }, &syllabi);
+        let plan_for =
+            |num_questions| plan(&GenerateConfig { num_questions, ..GenerateConfig::default() }, &[], &syllabi);
         assert_eq!(plan_for(41), [11, 19, 10, 1]);
         assert_eq!(plan_for(1_000_000), [637, 637, 637, 1]);
         let config = GenerateConfig { num_questions: 1000, two_session_ratio: 0.0, ..GenerateConfig::default() };
-        assert_eq!(plan(&config, &syllabi), [62, 62, 62, 1]);
+        assert_eq!(plan(&config, &[], &syllabi), [62, 62, 62, 1]);
+        let leaf = |name: &str, weight| Discipline {
+            id: String::new(),
+            field: String::new(),
+            subfield: String::new(),
+            name: name.into(),
+            weight,
+        };
+        // A quarter of B's: 8 and 32 questions.
+        let config = GenerateConfig { num_questions: 40, ..GenerateConfig::default() };
+        assert_eq!(plan(&config, &[leaf("A", 0.5), leaf("B", 2.0)], &syllabi), [4, 31, 4, 1]);
     }
 
     #[test]
     fn the_work_list_repeats_and_follows_the_seed() -> Result<()> {
-        let syllabi = [syllabus("A", "1", &[4, 4, 4]), syllabus("B", "1", &[4, 4])];
+        let syllabi = [vec![syllabus("A", "1", &[4, 4, 4]), syllabus("B", "1", &[4, 4])]];
         let mut config = Config::default();
         config.generate.num_questions = 30;
         let prompts = Prompts::load(&config.generate)?;
         let ids = |config: &Config| -> Result<Vec<String>> {
-            let step = Questions::new(config, &prompts, &syllabi);
+            let step = Questions::new(config, &prompts, &[], &syllabi, &[]);
             let ids: Result<Vec<_>> = step.work()?.map(|work| work.map(|work| work.id)).collect();
             ids
         };
@@ -274,13 +331,13 @@ mod tests {
 
     #[test]
     fn a_ratio_of_zero_or_one_leaves_a_strategy_out() -> Result<()> {
-        let syllabi = [syllabus("A", "1", &[3, 3])];
+        let syllabi = [vec![syllabus("A", "1", &[3, 3])]];
         for (ratio, strategy, count) in [(0.0, 1, 14), (1.0, 2, 48)] {
             let mut config = Config::default();
             config.generate.num_questions = 1000;
             config.generate.two_session_ratio = ratio;
             let prompts = Prompts::load(&config.generate)?;
-            let step = Questions::new(&config, &prompts, &syllabi);
+            let step = Questions::new(&config, &prompts, &[], &syllabi, &[]);
             let work: Vec<_> = step.work()?.collect::<Result<_>>()?;
             assert_eq!((work.len(), step.total()), (count, count));
             assert!(work.iter().all(|work| work.item.combination.strategy() == strategy));

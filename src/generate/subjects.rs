@@ -295,7 +295,13 @@ mod tests {
     use super::*;
 
     fn discipline(name: &str) -> Discipline {
-        Discipline { id: format!("id of {name}"), field: "F".into(), subfield: "S".into(), name: name.into() }
+        Discipline {
+            id: format!("id of {name}"),
+            field: "F".into(),
+            subfield: "S".into(),
+            name: name.into(),
+            weight: 1.0,
+        }
     }
 
     fn sample(of: &Discipline, sample: usize, subjects: &[(&str, &[&str])]) -> SubjectSample {

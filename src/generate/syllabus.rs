@@ -1,5 +1,7 @@
 //! Subjects to syllabi (section 2.3): an introduction and class sessions, each with a description and key concepts.
 
+use std::collections::HashMap;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,6 +13,7 @@ use super::{
     subjects::Subject,
     text::{Rejection, normalized_name, parse_json, string_field, string_list, without_thoughts},
     two_step::{Drafts, Topic, json_sampling, with_drafts},
+    weak::Samples,
 };
 use crate::{
     config::{Config, GenerateConfig},
@@ -48,13 +51,20 @@ pub struct ClassSession {
     pub key_concepts: Vec<String>,
 }
 
-/// Does what is left of the sub-steps and returns the syllabi.
-pub fn run(stage: &mut Stage, prompts: &Prompts, subjects: &[Subject]) -> Result<Vec<Syllabus>> {
+/// Does what is left of the sub-steps and returns the syllabi: of the plain stage, then of each round.
+pub fn run(
+    stage: &mut Stage,
+    prompts: &Prompts,
+    subjects: &[Subject],
+    samples: &Samples,
+    num_rounds: usize,
+) -> Result<Vec<Vec<Syllabus>>> {
     let config = stage.config;
-    let samples = 0..config.generate.syllabi_per_subject;
-    let mut topics: Vec<Topic> = subjects
-        .iter()
-        .flat_map(|subject| samples.clone().map(|sample| topic(&config.generate, subject, sample)))
+    let mut topics: Vec<Topic> = (0..=num_rounds)
+        .flat_map(|round| subjects.iter().map(move |subject| (round, subject)))
+        .flat_map(|(round, subject)| {
+            samples.of(&subject.discipline, round).map(|sample| topic(&config.generate, subject, sample))
+        })
         .collect();
     if config.generate.two_step {
         let drafts = Drafts {
@@ -70,7 +80,15 @@ pub fn run(stage: &mut Stage, prompts: &Prompts, subjects: &[Subject]) -> Result
     }
     let step = Syllabi { config, prompts, topics };
     run_step(stage, &step)?;
-    read_jsonl(&stage.folder.join(step.file()))
+    let round_of = |topic: &Topic| samples.round_of(&string_field(&topic.variables, &["discipline"]), topic.sample);
+    let rounds: HashMap<String, usize> =
+        step.topics.iter().map(|topic| (topic.id(step.name(), config.seed), round_of(topic))).collect();
+    let mut syllabi = vec![Vec::new(); num_rounds + 1];
+    for syllabus in read_jsonl::<Syllabus>(&stage.folder.join(step.file()))? {
+        let round = rounds.get(&syllabus.id).copied().unwrap_or(0);
+        syllabi[round].push(syllabus);
+    }
+    Ok(syllabi)
 }
 
 fn topic(config: &GenerateConfig, subject: &Subject, sample: usize) -> Topic {

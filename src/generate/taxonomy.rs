@@ -51,6 +51,19 @@ pub struct DisciplineNode {
     pub parent: String,
     /// As written.
     pub name: String,
+    /// Its share of the questions beside the others'; above 0.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: f64,
+}
+
+/// The weight of a leaf that names none.
+fn one() -> f64 {
+    1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_one(weight: &f64) -> bool {
+    *weight == 1.0
 }
 
 /// A leaf together with the names above it: what the subject prompts need.
@@ -64,6 +77,8 @@ pub struct Discipline {
     pub subfield: String,
     /// Name of the discipline.
     pub name: String,
+    /// Its share of the questions beside the others'.
+    pub weight: f64,
 }
 
 impl Taxonomy {
@@ -103,6 +118,7 @@ impl Taxonomy {
                     field: field.name.clone(),
                     subfield: subfield.name.clone(),
                     name: leaf.name.clone(),
+                    weight: leaf.weight,
                 }));
             }
         }
@@ -159,6 +175,8 @@ enum RawDiscipline {
 #[serde(deny_unknown_fields)]
 struct RawDisciplineTable {
     name: String,
+    #[serde(default = "one")]
+    weight: f64,
 }
 
 impl RawTaxonomy {
@@ -183,18 +201,25 @@ impl RawSubfield {
     fn check(self, parent: &str, place: &str) -> Result<Subfield, String> {
         let name = self.name.trim().to_owned();
         let id = record_id(&["subfield", parent, &name]);
-        let names: Vec<String> = self
+        let (names, weights): (Vec<String>, Vec<f64>) = self
             .disciplines
             .into_iter()
             .map(|discipline| match discipline {
-                RawDiscipline::Name(name) | RawDiscipline::Table(RawDisciplineTable { name }) => name,
+                RawDiscipline::Name(name) => (name, one()),
+                RawDiscipline::Table(RawDisciplineTable { name, weight }) => (name, weight),
             })
-            .collect();
+            .unzip();
         check_names("discipline", &format!("{place}, sub-field `{name}`"), &names)?;
-        let disciplines = names.iter().map(|leaf| leaf.trim()).map(|leaf| DisciplineNode {
+        if let Some((leaf, weight)) =
+            names.iter().zip(&weights).find(|(_, weight)| !(weight.is_finite() && **weight > 0.0))
+        {
+            return Err(format!("the discipline `{}` has the weight {weight}, but it must be above 0", leaf.trim()));
+        }
+        let disciplines = names.iter().map(|leaf| leaf.trim()).zip(weights).map(|(leaf, weight)| DisciplineNode {
             id: record_id(&["discipline", &id, leaf]),
             parent: id.clone(),
             name: leaf.to_owned(),
+            weight,
         });
         Ok(Subfield { disciplines: disciplines.collect(), parent: parent.to_owned(), id, name })
     }
@@ -239,11 +264,14 @@ mod tests {
     fn strings_and_tables_name_disciplines_and_every_node_knows_its_parent() -> Result<()> {
         let taxonomy = load(
             "[[fields]]\nname = \"Science\"\n[[fields.subfields]]\nname = \"Nature\"\n\
-             disciplines = [\"Physics\", {name = \"Biology\"}]\n",
+             disciplines = [\"Physics\", {name = \"Biology\", weight = 0.25}]\n",
         )?;
         let leaves = taxonomy.disciplines();
         assert_eq!(leaves.iter().map(|leaf| leaf.name.as_str()).collect::<Vec<_>>(), ["Physics", "Biology"]);
         assert_eq!((leaves[1].field.as_str(), leaves[1].subfield.as_str()), ("Science", "Nature"));
+        assert_eq!((leaves[0].weight, leaves[1].weight), (1.0, 0.25));
+        // A leaf without a weight is written as it always was, so earlier runs go on.
+        assert!(!serde_json::to_string(&taxonomy.fields[0].subfields[0].disciplines[0])?.contains("weight"));
         let subfield = &taxonomy.fields[0].subfields[0];
         assert_eq!(subfield.parent, taxonomy.fields[0].id);
         assert!(subfield.disciplines.iter().all(|leaf| leaf.parent == subfield.id));
@@ -262,6 +290,10 @@ mod tests {
             (format!("{nature}disciplines = [\"Physics\", \"physics \"]"), "`physics` twice (numbers 1 and 2)"),
             (format!("{nature}disciplines = [\"\"]"), "number 1 has an empty name"),
             (format!("{nature}disciplines = [3]"), "a discipline: a string"),
+            (
+                format!("{nature}disciplines = [{{name = \"Physics\", weight = 0}}]"),
+                "the weight 0, but it must be above 0",
+            ),
             (format!("{nature}disciplines = [\"Physics\"]\ncolour = 1"), "colour"),
         ] {
             let error = load(&source).expect_err("the source is faulty");

@@ -27,6 +27,8 @@ use crate::{
 struct Bench {
     folder: tempfile::TempDir,
     config: Config,
+    /// What `--weak` names.
+    weak: Option<PathBuf>,
 }
 
 impl Bench {
@@ -44,7 +46,7 @@ impl Bench {
         config.generate.num_questions = 12;
         config.generate.min_class_sessions = 1;
         config.generate.min_yield = 0.0;
-        Ok(Self { folder, config })
+        Ok(Self { folder, config, weak: None })
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -63,7 +65,7 @@ impl Bench {
         };
         let mut teacher = teacher;
         let mut loaded = 0;
-        let result = super::run(&self.config, &run_dir, &mut || {
+        let result = super::run(&self.config, &run_dir, self.weak.as_deref(), &mut || {
             loaded += 1;
             Ok(Box::new(teacher()) as Box<dyn LanguageModel>)
         });
@@ -366,7 +368,7 @@ fn a_teacher_with_other_weights_is_refused_and_an_interruption_passes_through() 
     let (_, result) = bench.run(|| good(4).with_hash("another"));
     assert_eq!(exit_code(&result.expect_err("another teacher")), 2);
     let run_dir = RunDir::open(&bench.run_dir(), &bench.config)?;
-    let error = super::run(&bench.config, &run_dir, &mut || Err(anyhow!(Failure::Interrupted)));
+    let error = super::run(&bench.config, &run_dir, None, &mut || Err(anyhow!(Failure::Interrupted)));
     assert_eq!(exit_code(&error.expect_err("interrupted while loading")), 130);
     Ok(())
 }
@@ -377,5 +379,54 @@ fn a_teacher_that_writes_nothing_usable_ends_the_run_with_a_reason() -> Result<(
     let (_, result) = bench.run(|| scripted(|_| Reply::Text(String::new())));
     let message = result.expect_err("there is nothing").to_string();
     assert!(message.contains("no question-answer pair was made (0 subjects"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn a_round_adds_new_questions_for_weak_disciplines_and_leaves_the_rest_as_it_is() -> Result<()> {
+    let mut bench = Bench::new()?;
+    bench.run(|| Scripted::new(Rc::new(spoilt), 4)).1?;
+    let plain = bench.files()?;
+    let weak = bench.folder.path().join("weak_nodes.json");
+    let nodes = serde_json::json!({"nodes": [{"discipline": "Biology", "extra_questions": 9}]});
+    std::fs::write(&weak, nodes.to_string())?;
+    bench.weak = Some(weak);
+    bench.run(|| Scripted::new(Rc::new(spoilt), 4)).1?;
+    let grown = bench.files()?;
+    for file in ["subjects.jsonl", "syllabi.jsonl", "questions.jsonl", "answers.jsonl"] {
+        assert!(grown[file].starts_with(&plain[file]), "{file} goes on where it was");
+        let all = rows(&bench.file(file))?;
+        assert_eq!(ids(&bench.file(file))?.len(), all.len(), "{file}: no id comes twice");
+        let added = &all[plain[file].lines().count()..];
+        assert_eq!(added.is_empty(), file == "subjects.jsonl", "{file}");
+        assert!(added.iter().all(|row| row["discipline"] == "Biology"), "{file}");
+    }
+    // New questions come from new syllabi, so none repeats a combination of an old one.
+    let of = |text: &str| -> BTreeSet<String> {
+        let parent = |line: &str| serde_json::from_str::<Value>(line).expect("a row")["parent"].to_string();
+        text.lines().map(parent).collect()
+    };
+    let (old, new) = (&plain["questions.jsonl"], &grown["questions.jsonl"][plain["questions.jsonl"].len()..]);
+    assert!(of(old).is_disjoint(&of(new)));
+    let stats: Stats = read_json(&bench.file("stats.json"))?;
+    assert!(stats.steps.iter().any(|step| step.step == "questions" && step.requested == 12 + 9), "{stats:?}");
+
+    // The round is part of the run from now on, with the file and without it; and a kill anywhere changes nothing.
+    for weak in [None, bench.weak.clone()] {
+        bench.weak = weak;
+        let (loaded, result) = bench.run(|| good(4));
+        result?;
+        assert_eq!((loaded, bench.files()?), (0, grown.clone()));
+    }
+    for lives in [0, 1, 3, 7, 12, 20] {
+        let mut killed = Bench::new()?;
+        killed.config.generate.taxonomy.clone_from(&bench.config.generate.taxonomy);
+        killed.run(|| Scripted::new(Rc::new(spoilt), 4)).1?;
+        killed.weak.clone_from(&bench.weak);
+        // Fewer lives than the round has requests: it may end before it is killed.
+        let _ = killed.run(|| Scripted::new(Rc::new(spoilt), 3).killed_after(lives));
+        killed.run(|| Scripted::new(Rc::new(spoilt), 2)).1?;
+        assert_eq!(killed.files()?, grown, "killed after {lives}");
+    }
     Ok(())
 }

@@ -96,6 +96,10 @@ pub struct Task {
     pub tuned_stderr: Option<f64>,
     /// Paired test of tuned against base.
     pub p_value: f64,
+    /// The same, corrected for the number of rows.
+    pub p_holm: Option<f64>,
+    /// `better`, `worse` or `no_difference`.
+    pub change: Option<String>,
     /// Items.
     pub n: usize,
 }

@@ -6,6 +6,7 @@
 
 mod artefacts;
 mod charts;
+mod improvement;
 mod page;
 
 use std::path::PathBuf;

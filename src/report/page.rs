@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::{
     artefacts::{self, Comparison, Discipline, Sample},
     charts::{self, Bar, Line, grouped},
+    improvement,
 };
 use crate::{config::Config, run_dir::RunDir};
 
@@ -39,6 +40,7 @@ pub struct Page {
     missing: BTreeMap<&'static str, String>,
     training: Option<TrainingSection>,
     disciplines: Vec<DisciplineRow>,
+    improvement: Option<improvement::Section>,
     rows: Vec<RowSample>,
     items: Vec<ItemSample>,
     items_note: String,
@@ -62,6 +64,8 @@ struct TaskRow {
     tuned: String,
     difference: String,
     p_value: String,
+    p_holm: String,
+    change: &'static str,
     n: String,
 }
 
@@ -161,6 +165,7 @@ pub fn build(config: &Config, run_dir: &RunDir) -> Page {
         missing,
         training,
         disciplines: comparison.as_ref().map_or_else(Vec::new, |all| discipline_rows(&all.by_discipline, &counts)),
+        improvement: improvement::section(run_dir),
         rows,
         items,
         items_note,
@@ -172,7 +177,7 @@ fn percent(fraction: f64) -> String {
 }
 
 /// A probability with its relation, as `< 0.0001` or `= 0.0312`.
-fn p_value(p: f64) -> String {
+pub fn p_value(p: f64) -> String {
     if p < 0.0001 { "< 0.0001".into() } else { format!("= {p:.4}") }
 }
 
@@ -221,6 +226,12 @@ fn verdict(comparison: &Comparison) -> VerdictSection {
         tuned: with_error(task.tuned, task.tuned_stderr),
         difference: format!("{:+.1}", 100.0 * (task.tuned - task.base)),
         p_value: p_value(task.p_value).trim_start_matches("= ").to_owned(),
+        p_holm: task.p_holm.map_or_else(|| "–".into(), |p| p_value(p).trim_start_matches("= ").to_owned()),
+        change: match task.change.as_deref() {
+            Some("better") => "good",
+            Some("worse") => "bad",
+            _ => "",
+        },
         n: grouped(task.n),
     });
     VerdictSection {

@@ -106,6 +106,31 @@ fn a_finished_run_is_told_from_verdict_to_samples() -> Result<()> {
 }
 
 #[test]
+fn a_round_of_the_closed_loop_shows_its_disciplines_with_the_weak_ones_marked() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let run_dir = finished_run(folder.path());
+    let page = render(&Config::default(), &run_dir)?;
+    assert!(!page.contains("What this round did"));
+    let group = |before: f64, after: f64, change: &str| json!({"n": 60, "before": before, "after": after, "difference_ci95": [0.05, 0.25], "p_value": 0.004, "change": change});
+    let node = |name: &str, is_weak: bool| {
+        json!({"discipline": name, "is_weak": is_weak, "n": 20, "before": 0.55, "before_ci95": [0.34, 0.74], "after": 0.75,
+               "after_ci95": [0.53, 0.89], "p_value": 0.125, "rows_before": 400, "rows_after": 1190})
+    };
+    let improvement = json!({"task": "primer", "metric": "exact_match,none", "weak": group(0.6, 0.75, "better"),
+        "others": group(0.91, 0.92, "no_difference"), "nodes": [node("Fire & <Ice>", true), node("Addition", false)]});
+    records::write_json(&run_dir.stage_file("evaluate", "improvement.json"), &improvement)?;
+    let page = render(&Config::default(), &run_dir)?;
+    for said in [
+        "The weak disciplines, together: 60.0 % before, 75.0 % after on 60 held-out items, better (p = 0.0040; the difference",
+        "Fire &amp; &lt;Ice&gt; <b class=\"tag bad\">weak</b></td><td class=\"n\">400 → 1,190</td>",
+        "<td>Addition</td><td class=\"n\">400 → 1,190</td><td class=\"n\">20</td><td class=\"n\">55.0 %</td><td class=\"n\">34–74</td>",
+    ] {
+        assert!(page.contains(said), "`{said}` is not on the page");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_page_is_self_contained_escaped_and_repeats_its_bytes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let run_dir = finished_run(folder.path());

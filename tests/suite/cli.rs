@@ -2,9 +2,9 @@
 
 use super::support::glan;
 
-const COMMANDS: [&str; 15] = [
-    "run", "generate", "curate", "train", "evaluate", "report", "complete", "score", "serve", "chat", "inspect",
-    "export", "fetch", "bench", "doctor",
+const COMMANDS: [&str; 16] = [
+    "run", "generate", "curate", "train", "evaluate", "report", "improve", "complete", "score", "serve", "chat",
+    "inspect", "export", "fetch", "bench", "doctor",
 ];
 
 #[test]
@@ -64,6 +64,8 @@ fn a_wrong_command_line_ends_with_2_and_says_so_on_stderr() {
         (&["export", "--model", "x", "--output", "x.gguf", "--dtype", "f16"], "--quantization"),
         (&["evaluate", "--model", "x"], "--tasks"),
         (&["evaluate", "--model", "x", "--tasks", "primer", "--output", "y", "--limit", "many"], "many"),
+        (&["evaluate", "--compare", "a"], "--compare"),
+        (&["improve"], "-c FILE"),
         (&["serve"], "--model"),
         (&["run", "--verbose", "--quiet"], "--quiet"),
         (&["bench", "generate"], "--model"),
