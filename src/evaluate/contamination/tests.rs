@@ -52,6 +52,8 @@ fn args(data: &Path) -> EvaluateArgs {
         fewshot_as_multiturn: true,
         system_instruction: String::new(),
         think_end_token: String::new(),
+        compare: Vec::new(),
+        fail_on_regression: false,
         check_golden: None,
         benchmarks: None,
     }

@@ -109,6 +109,8 @@ fn judge(judge: Script, tasks: &[String], folder: &Path) -> Result<Vec<Judged>> 
         fewshot_as_multiturn: true,
         system_instruction: String::new(),
         think_end_token: String::new(),
+        compare: Vec::new(),
+        fail_on_regression: false,
         check_golden: None,
         benchmarks: None,
     };
