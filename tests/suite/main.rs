@@ -13,6 +13,7 @@ mod fetch;
 mod gguf;
 mod grammar;
 mod http;
+mod judging;
 mod parity;
 mod pipeline;
 mod sandbox;
