@@ -14,6 +14,7 @@ mod gguf;
 mod grammar;
 mod http;
 mod improve;
+mod judging;
 mod parity;
 mod pipeline;
 mod queue;
