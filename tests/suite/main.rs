@@ -9,6 +9,7 @@ mod bench;
 mod chat_templates;
 mod cli;
 mod fetch;
+mod fetch_benchmarks;
 mod gguf;
 mod grammar;
 mod http;
