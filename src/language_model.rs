@@ -205,6 +205,12 @@ pub struct Score {
 
 /// Something that continues and scores text.
 pub trait LanguageModel {
+    /// Tokens of prompts, contexts and scored continuations that it has computed so far; what it found in a cache is
+    /// not among them.
+    fn computed_prompt_tokens(&self) -> u64 {
+        0
+    }
+
     /// Serves every request; `on_result` is called once per answer, in the order in which they finish.
     ///
     /// A request that cannot be served (too long, bad schema) yields a [`Completion::failed`]; it never ends the run.

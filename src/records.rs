@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -166,17 +166,28 @@ pub fn read_partial_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 
 /// Writes a file so that it is either whole or not there: to a temporary name in the same folder, synced, renamed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |file| file.write_all(bytes).with_context(|| cannot_write(path)))
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write `{}` (is the disk full?)", path.display())
+}
+
+/// [`write_atomic`] for what is too large to be held as a whole.
+///
+/// **Errors**: those of `write`; nothing is left under the file's own name then.
+pub fn write_atomic_with(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).with_context(|| format!("cannot create folder `{}`", folder.display()))?;
     let Some(name) = path.file_name() else { bail!("`{}` names no file", path.display()) };
     let temporary = folder.join(format!(".{}.partial", name.to_string_lossy()));
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+    let mut file = BufWriter::new(File::create(&temporary).with_context(|| cannot_write(path))?);
+    write(&mut file)?;
+    let finish = || -> std::io::Result<()> {
+        file.into_inner()?.sync_all()?;
         fs::rename(&temporary, path)
     };
-    write().with_context(|| format!("cannot write `{}` (is the disk full?)", path.display()))
+    finish().with_context(|| cannot_write(path))
 }
 
 /// Writes a value as pretty-printed JSON, atomically.

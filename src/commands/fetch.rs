@@ -2,7 +2,10 @@
 //! [`crate::model_dir::resolve`] and every other Hugging Face program find it.
 //!
 //! The revision is turned into a commit first and all files come from that commit; the cache's reference to it is moved
-//! only when everything is there, so that an interrupted download never stands in for a model.
+//! only when everything is there, so that an interrupted download never stands in for a model. Benchmarks come by
+//! [`benchmarks`].
+
+mod benchmarks;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,9 +48,15 @@ const HUB: &str = "https://huggingface.co";
 /// Arguments of `glan fetch`.
 #[derive(Debug, Clone, Args)]
 pub struct FetchArgs {
-    /// The model's repository, `org/name`.
-    #[arg(value_name = "ORG/NAME")]
-    pub model: String,
+    /// The model's repository, `org/name`; with --benchmarks the names of benchmarks, all where none is given.
+    #[arg(value_name = "ORG/NAME", required_unless_present = "benchmarks")]
+    pub names: Vec<String>,
+    /// Download benchmarks into this folder, for `glan evaluate --data`.
+    #[arg(long, value_name = "DIR")]
+    pub benchmarks: Option<PathBuf>,
+    /// Where benchmarks come from, instead of their authors' repositories.
+    #[arg(long, value_name = "URL", requires = "benchmarks")]
+    pub mirror: Option<String>,
     /// Branch, tag or commit.
     #[arg(long, default_value = "main")]
     pub revision: String,
@@ -58,7 +67,25 @@ pub struct FetchArgs {
 
 /// Runs the command.
 pub fn main(args: &FetchArgs) -> Result<()> {
-    let fetched = fetch(&args.model, &args.revision, &HubEnvironment::from_process())?;
+    let environment = HubEnvironment::from_process();
+    if let Some(folder) = &args.benchmarks {
+        let fetched = benchmarks::fetch(folder, &args.names, args.mirror.as_deref(), &environment)?;
+        if args.json {
+            telemetry::print_result(serde_json::to_string_pretty(&fetched)?);
+        } else {
+            let (downloaded, all) = (fetched.downloaded, fetched.files.len());
+            let folder = folder.display();
+            telemetry::print_result(format!(
+                "{downloaded} files downloaded, {} already there\n{folder}",
+                all - downloaded
+            ));
+        }
+        return Ok(());
+    }
+    let [model] = &args.names[..] else {
+        return Err(usage(format!("one model at a time; {} names were given", args.names.len())));
+    };
+    let fetched = fetch(model, &args.revision, &environment)?;
     if args.json {
         telemetry::print_result(serde_json::to_string_pretty(&fetched)?);
     } else {

@@ -206,7 +206,9 @@ fn evaluate_model(args: &EvaluateArgs, name: &str) -> Result<()> {
     let mut model = load_student(name, &config, &device)?;
     let results = evaluate::run_model(&plan, output, model.as_mut())?;
     if args.stage.json {
-        print_result(json!({"model": name, "results": results["results"], "output": output}));
+        print_result(
+            json!({"model": name, "results": results["results"], "tokens": results["tokens"], "output": output}),
+        );
     } else {
         print_result(evaluate::table::results(&results));
     }

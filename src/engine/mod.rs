@@ -341,6 +341,10 @@ fn take_rows(sequence: &mut Sequence<Task>, rows: &[f32], vocab_size: usize, voc
 }
 
 impl<R: Runner> LanguageModel for Engine<R> {
+    fn computed_prompt_tokens(&self) -> u64 {
+        self.counters().computed_prompt_tokens
+    }
+
     fn generate(
         &mut self,
         requests: &mut dyn Iterator<Item = Request>,

@@ -66,7 +66,10 @@ impl Iterator for InPrefixOrder<'_> {
 fn beginning(incoming: &Incoming) -> Vec<u8> {
     let ids = |ids: &[u32]| ids.iter().flat_map(|id| id.to_be_bytes()).collect();
     match incoming {
-        Incoming::Score(request) => ids(&request.context_token_ids),
+        // Continuations too, so that those that begin alike follow one another.
+        Incoming::Score(request) => {
+            ids(&[&request.context_token_ids[..], &request.continuation_token_ids[..]].concat())
+        }
         Incoming::Generate { request, .. } => match &request.prompt {
             Prompt::Text(text) => text.clone().into_bytes(),
             Prompt::TokenIds(token_ids) => ids(token_ids),

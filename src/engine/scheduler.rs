@@ -9,8 +9,9 @@
 //! No token is computed twice while it is cached. A sequence enters with the blocks of its beginning that are in the
 //! pool; a block counts as being there from the moment at which a step is to fill it, since a step writes all keys and
 //! values before it reads any. A sequence that equals the one before it up to the first wanted logits (the answers of
-//! one prompt, the continuations of one context) is its fork: it waits in its seat for the leader's row, then goes on
-//! from the leader's blocks. The last one may be half full; whoever writes to it first while others own it takes a copy.
+//! one prompt, the continuations of one context) is its fork: it waits in its seat for the leader's row, takes those
+//! behind it too as long as the tokens are the same, then goes on from the leader's blocks. The last one may be half
+//! full; whoever writes to it first while others own it takes a copy.
 //!
 //! **Source**: Yu et al., "Orca" (2022), iteration-level scheduling; Agrawal et al., "Sarathi-Serve" (2024), chunked
 //! prefill; Kwon et al., "PagedAttention" (2023), copy-on-write; names as in vLLM.
@@ -177,7 +178,8 @@ impl<T> Scheduler<T> {
     }
 
     /// Notes that a scheduled step was computed, and says who takes which rows of its logits (ascending by index):
-    /// every sequence its own, a fork the first one of its leader, from whose blocks it then goes on.
+    /// every sequence its own, a fork those of its leader as far as their tokens are equal. From the leader's blocks it
+    /// then goes on, unless the fork before it goes on with the same token: then it becomes a fork of that one.
     pub fn advance(&mut self, scheduled: &[Scheduled]) -> Vec<Advance> {
         let mut advances = Vec::with_capacity(scheduled.len());
         let mut num_rows = 0;
@@ -190,20 +192,31 @@ impl<T> Scheduler<T> {
             }
             let rows = num_rows..num_rows + num_wanted;
             num_rows = rows.end;
-            let first = rows.start..rows.start + 1;
+            let first_row = rows.start;
             advances.push(Advance { index: share.index, rows });
             let (older, younger) = self.running.split_at_mut(share.index + 1);
             let leader = &older[share.index];
             let is_fork = |fork: &&mut Sequence<T>| {
                 fork.fork_of == Some(leader.id) && fork.block_table.is_empty() && fork.logits_from == leader.logits_from
             };
+            // Who went on before: its id, from where, and with which token. At first the leader itself, if its chunk
+            // ended within what it is to compute.
+            let goes_on =
+                |sequence: &Sequence<T>, at: usize| sequence.token_ids.get(at).map(|&token_id| (at, token_id));
+            let mut before = goes_on(leader, leader.num_computed_tokens).map(|place| (leader.id, place));
             for (fork, index) in younger.iter_mut().take_while(is_fork).zip(share.index + 1..) {
-                let num_shared = fork.logits_from + 1;
+                let num_shared = num_common(leader, fork);
+                advances.push(Advance { index, rows: first_row..first_row + num_shared - fork.logits_from });
+                let place = goes_on(fork, num_shared);
+                if let Some((id, _)) = before.filter(|&(_, other)| place == Some(other)) {
+                    fork.fork_of = Some(id);
+                    continue;
+                }
+                before = place.map(|place| (fork.id, place));
                 fork.block_table = self.pool.share_table(&leader.block_table[..self.pool.blocks_for(num_shared)]);
                 fork.num_computed_tokens = num_shared;
                 fork.fork_of = None;
                 self.counters.prefix_cache_hit_tokens += num_shared as u64;
-                advances.push(Advance { index, rows: first.clone() });
             }
         }
         advances
@@ -398,6 +411,13 @@ fn num_cached<T>(limits: &SchedulerLimits, pool: &BlockPool, sequence: &mut Sequ
     }
     prefix_hash::extend(&mut sequence.block_hashes, &sequence.token_ids, pool.block_size());
     pool.longest_cached(&sequence.block_hashes[..sequence.logits_from / pool.block_size()])
+}
+
+/// How many tokens of a fork its leader has computed; at least those up to the first wanted logits.
+fn num_common<T>(leader: &Sequence<T>, fork: &Sequence<T>) -> usize {
+    let from = fork.logits_from + 1;
+    let more = leader.token_ids[from..leader.num_computed_tokens].iter().zip(&fork.token_ids[from..]);
+    from + more.take_while(|(one, other)| one == other).count()
 }
 
 /// Makes the next of `sequences` that followed `old` follow `new`.

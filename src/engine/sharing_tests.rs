@@ -72,6 +72,19 @@ fn the_continuations_of_a_context_read_it_once_and_choices_of_one_token_need_one
 }
 
 #[test]
+fn continuations_that_begin_alike_are_read_once_too() {
+    let context = [5; 23];
+    let continuations = [[10, 11, 20], [10, 11, 21], [10, 14, 20], [16, 11, 20], [16, 11, 21], [16, 12, 20]];
+    let requests = || (0..).zip(&continuations).map(|(id, it)| score_request(id, &context, it)).collect();
+    let mut engine = Toy::default().engine();
+    let shared = score(&mut engine, requests());
+    // What is read of them: 10 11, 14 after 10, 16 11, 12 after 16.
+    assert_eq!(engine.counters().computed_prompt_tokens, 23 + 6);
+    let mut engine = Toy { enable_prefix_caching: false, ..Toy::default() }.engine();
+    assert_eq!(score(&mut engine, requests()), shared);
+}
+
+#[test]
 fn after_an_error_nothing_cached_is_trusted() {
     let mut engine = Toy::default().engine();
     let requests: Vec<Request> = (0..3).map(|id| request(id, &[7; 20], plain(9))).collect();

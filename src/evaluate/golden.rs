@@ -251,7 +251,7 @@ fn compare_request(request: &Value, planned: &PlannedTask, style: &PromptStyle) 
     if doc_id >= planned.documents.len() || idx >= planned.requests(doc_id) {
         return Err("there is no such request".to_owned());
     }
-    let text = match planned.context(doc_id, idx) {
+    let text = match &planned.contexts(doc_id)[planned.context_index(idx)] {
         Context::Text(text) => text.clone(),
         Context::Messages(messages) => chatml(messages),
     };

@@ -33,6 +33,11 @@ fn row(group: &Group, plan: &Plan, results: &Map<String, Value>) -> Option<Value
     if !missing.is_empty() {
         out.insert("missing".into(), json!(missing));
     }
+    let partial: Vec<&str> =
+        members.iter().filter(|planned| planned.partial().is_some()).map(|planned| planned.spec().name).collect();
+    if !partial.is_empty() {
+        out.insert("partial".into(), json!(partial));
+    }
     for (metric, filter) in &group.metrics {
         let (key, stderr_key) = (format!("{metric},{filter}"), format!("{metric}_stderr,{filter}"));
         let with_metric = |planned: &&PlannedTask| {

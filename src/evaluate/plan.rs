@@ -13,6 +13,24 @@ use super::{
 };
 use crate::error::usage;
 
+/// Items of benchmarks that are often passed on in part; a score over fewer is an estimate and says so.
+const WHOLE_SIZES: [(&str, usize); 14] = [
+    ("arc_challenge", 1172),
+    ("arc_easy", 2376),
+    ("bbq", 58_492),
+    ("gsm8k", 1319),
+    ("hellaswag", 10_042),
+    ("hendrycks_math500", 500),
+    ("humaneval", 164),
+    ("ifeval", 541),
+    ("mbpp", 500),
+    ("piqa", 1838),
+    ("truthfulqa_mc1", 817),
+    ("truthfulqa_mc2", 817),
+    ("winogender_all", 720),
+    ("winogrande", 1267),
+];
+
 /// What a plan depends on, beside the tasks' names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanOptions {
@@ -36,8 +54,14 @@ pub struct PlannedTask {
     pub original: usize,
     /// The documents that are evaluated; the index is the `doc_id`.
     pub documents: Vec<Document>,
-    /// What stands before the answer, per document: one context, or one per choice where choices are contexts.
-    pub contexts: Vec<Vec<Context>>,
+    /// Where examples come from.
+    fewshot_pool: Vec<Document>,
+    /// The examples of each document, as places in the pool. Prompts are put together from them when they are needed:
+    /// with examples they are many times the size of the documents.
+    shots: Vec<Vec<usize>>,
+    style: PromptStyle,
+    /// Contexts that were given instead, by document.
+    given: Option<Vec<Vec<Context>>>,
 }
 
 impl PlannedTask {
@@ -49,6 +73,20 @@ impl PlannedTask {
         let num_fewshot = options.num_fewshot.filter(|_| !task.fixed_fewshot()).unwrap_or(own);
         let split = task.load(&options.data_dir, num_fewshot > 0 && !task.pool_is_test())?;
         plan_task(task, split, num_fewshot, options.limit, &options.style)
+    }
+
+    /// Documents with contexts of their own, nothing before them.
+    pub fn given(task: &'static dyn Task, documents: Vec<Document>, contexts: Vec<Vec<Context>>) -> Self {
+        Self {
+            task,
+            num_fewshot: 0,
+            original: documents.len(),
+            shots: vec![Vec::new(); documents.len()],
+            documents,
+            fewshot_pool: Vec::new(),
+            style: PromptStyle::plain(),
+            given: Some(contexts),
+        }
     }
 
     /// The constant part of the task.
@@ -64,9 +102,24 @@ impl PlannedTask {
         }
     }
 
-    /// What stands before the answer of a request.
-    pub fn context(&self, doc_id: usize, idx: usize) -> &Context {
-        &self.contexts[doc_id][self.context_index(idx)]
+    /// What stands before the answer to a document: one context, or one per choice where choices are contexts.
+    pub fn contexts(&self, doc_id: usize) -> Vec<Context> {
+        if let Some(given) = &self.given {
+            return given[doc_id].clone();
+        }
+        let shots: Vec<_> = self.shots[doc_id].iter().map(|&index| &self.fewshot_pool[index]).collect();
+        prompt::contexts(self.task, &shots, &self.documents[doc_id], &self.style)
+    }
+
+    /// What a score leaves out: items that are not in the file, and those past the limit.
+    pub fn partial(&self) -> Option<String> {
+        let whole = WHOLE_SIZES.iter().find(|(name, _)| *name == self.spec().name);
+        let lacks = whole.filter(|(_, whole)| self.original < *whole);
+        let of_file = lacks.map(|(_, whole)| format!("the file holds {} of {whole} items", self.original));
+        let evaluated = self.documents.len();
+        let of_limit = (evaluated < self.original).then(|| format!("the first {evaluated} of {} items", self.original));
+        let parts: Vec<String> = of_file.into_iter().chain(of_limit).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 
     /// Which of a document's contexts a request has.
@@ -219,16 +272,9 @@ fn plan_task(
         documents.truncate(limit);
     }
     let mut sampler = FewshotSampler::new(task.spec().sampler, fewshot_pool.len(), num_fewshot);
-    let contexts = documents
-        .iter()
-        .enumerate()
-        .map(|(doc_id, document)| {
-            let drawn = if task.pool_is_test() { sampler.next_but(doc_id) } else { sampler.next_document() };
-            let shots: Vec<_> = drawn.into_iter().map(|index| &fewshot_pool[index]).collect();
-            prompt::contexts(task, &shots, document, style)
-        })
-        .collect();
-    Ok(PlannedTask { task, num_fewshot, original, documents, contexts })
+    let draw = |doc_id| if task.pool_is_test() { sampler.next_but(doc_id) } else { sampler.next_document() };
+    let shots = (0..documents.len()).map(draw).collect();
+    Ok(PlannedTask { task, num_fewshot, original, documents, fewshot_pool, shots, style: style.clone(), given: None })
 }
 
 /// The number of examples that a configuration's `num_fewshot` stands for.
@@ -271,12 +317,20 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_makes_a_score_partial() -> Result<()> {
+        let mut plan = Plan::new(&["primer".into()], options(None))?;
+        let whole = plan.tasks[0].original;
+        assert_eq!(plan.tasks[0].partial(), Some(format!("the first 4 of {whole} items")));
+        plan.tasks[0].original = 4;
+        assert_eq!(plan.tasks[0].partial(), None);
+        Ok(())
+    }
+
+    #[test]
     fn fixed_examples_stand_before_every_question() -> Result<()> {
         let plan = Plan::new(&["primer".into()], options(Some(2)))?;
-        let texts: Vec<_> = plan.tasks[0]
-            .contexts
-            .iter()
-            .map(|contexts| match &contexts[0] {
+        let texts: Vec<_> = (0..plan.tasks[0].documents.len())
+            .map(|doc_id| match &plan.tasks[0].contexts(doc_id)[0] {
                 Context::Text(text) => text.split("\n\n").map(str::to_owned).collect::<Vec<_>>(),
                 Context::Messages(_) => panic!("a plain style gives text"),
             })

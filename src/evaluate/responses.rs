@@ -7,19 +7,19 @@
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context as _, Result};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    inputs::{generation_request, model_input, rendered, score_request},
     plan::{Plan, PlannedTask},
-    prompt::{self, Context},
+    prefix_tree::PrefixTree,
+    prompt,
     task::{Generation, OutputType, Task},
 };
 use crate::{
-    chat_template::encode_prompt,
-    error::usage,
-    language_model::{Completion, FinishReason, LanguageModel, Prompt, Request, SamplingParams, Score, ScoreRequest},
+    language_model::{Completion, FinishReason, LanguageModel, SamplingParams, Score, ScoreRequest},
     records::{self, JsonlWriter, Ordered},
-    requests::encode_pair,
     seed,
     telemetry::Progress,
 };
@@ -64,12 +64,24 @@ struct ResponseLine {
     response: Response,
 }
 
+/// What a task cost in tokens that the model read, of the requests that were not on disk already. Tokens that the model
+/// wrote are not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenCounts {
+    /// Requests that were asked.
+    pub requests: u64,
+    /// Distinct beginnings of what they make the model read: the least that can be computed.
+    pub tokens_needed: u64,
+    /// Tokens that were computed.
+    pub tokens_computed: u64,
+}
+
 /// All answers to a plan.
 pub struct Answers {
-    /// Rendered contexts, `[task][doc_id]`; one, or one per choice where the choices are contexts.
-    pub contexts: Rendered,
     /// Answers, `[task][doc_id][idx]`.
     pub responses: Vec<Vec<Vec<Response>>>,
+    /// What each task cost.
+    pub tokens: Vec<TokenCounts>,
 }
 
 impl Answers {
@@ -84,9 +96,6 @@ impl Answers {
     }
 }
 
-/// Contexts as text, `[task][doc_id][choice]`.
-pub type Rendered = Vec<Vec<Vec<String>>>;
-
 /// One request of the work list.
 struct Asked {
     task: usize,
@@ -100,16 +109,23 @@ struct Asked {
 /// **Errors**: usage, when chat prompts are asked for and the model has no template; those of the model; interruption,
 /// with every answer so far on disk.
 pub fn answer(plan: &Plan, folder: &Path, model_key: &str, model: &mut dyn LanguageModel) -> Result<Answers> {
-    let contexts = render(plan, model)?;
-    let work = work_list(plan, &contexts, model_key);
+    let work = work_list(plan, model, model_key)?;
     let path = folder.join(FILE);
     let mut book = Book::open(&path, plan, &work)?;
+    let mut tokens = Vec::with_capacity(plan.tasks.len());
     for task in 0..plan.tasks.len() {
         let pending: Vec<usize> =
             (0..work.len()).filter(|&at| work[at].task == task && book.responses[at].is_none()).collect();
+        let computed_before = model.computed_prompt_tokens();
+        let mut inputs = PrefixTree::new();
         for positions in pending.chunks(REQUESTS_AHEAD) {
-            ask(plan, &contexts, &work, positions, model, &mut book)?;
+            ask(plan, &work, positions, model, &mut inputs, &mut book)?;
         }
+        tokens.push(TokenCounts {
+            requests: pending.len() as u64,
+            tokens_needed: inputs.len() as u64,
+            tokens_computed: model.computed_prompt_tokens() - computed_before,
+        });
     }
     let Book { writer, progress, responses, .. } = book;
     writer.sync()?;
@@ -121,48 +137,16 @@ pub fn answer(plan: &Plan, folder: &Path, model_key: &str, model: &mut dyn Langu
         let response = response.with_context(|| format!("the model gave no answer to {}", place()))?;
         nested[asked.task][asked.doc_id].push(response);
     }
-    Ok(Answers { contexts, responses: nested })
+    Ok(Answers { responses: nested, tokens })
 }
 
-/// The text before every answer.
-fn render(plan: &Plan, model: &dyn LanguageModel) -> Result<Rendered> {
-    let render_document = |contexts: &Vec<Context>| contexts.iter().map(|it| render_one(it, model)).collect();
-    plan.tasks.iter().map(|planned| planned.contexts.iter().map(render_document).collect()).collect()
-}
-
-/// The text before an answer: as it stands, or rendered by the model's chat template.
-///
-/// **Errors**: usage, when the model has no template.
-pub fn render_one(context: &Context, model: &dyn LanguageModel) -> Result<String> {
-    let messages = match context {
-        Context::Text(text) => return Ok(text.clone()),
-        Context::Messages(messages) => messages,
-    };
-    let Some(template) = model.chat_template() else {
-        return Err(usage(format!(
-            "`{}` has no chat template; leave out --apply-chat-template (evaluate.apply_chat_template = false)",
-            model.identity().name
-        )));
-    };
-    let open = context.open_answer();
-    // A template that refuses a system turn is given the conversation without it.
-    let rendered = template.render(messages, open.is_none()).or_else(|error| {
-        let rest: Vec<_> = messages.iter().filter(|turn| turn.role != "system").cloned().collect();
-        if rest.len() == messages.len() { Err(error) } else { template.render(&rest, open.is_none()) }
-    })?;
-    match open {
-        None => Ok(rendered),
-        Some(answer) => prompt::left_open(&rendered, answer)
-            .with_context(|| format!("the chat template does not write the answer's beginning `{answer}`")),
-    }
-}
-
-fn work_list(plan: &Plan, contexts: &Rendered, model_key: &str) -> Vec<Asked> {
+fn work_list(plan: &Plan, model: &dyn LanguageModel, model_key: &str) -> Result<Vec<Asked>> {
     let mut work = Vec::new();
     for (task, planned) in plan.tasks.iter().enumerate() {
         for (doc_id, document) in planned.documents.iter().enumerate() {
+            let contexts = rendered(planned, doc_id, model)?;
             for idx in 0..planned.requests(doc_id) {
-                let context = contexts[task][doc_id][planned.context_index(idx)].as_str();
+                let context = contexts[planned.context_index(idx)].as_str();
                 let wanted = match planned.spec().output_type {
                     OutputType::GenerateUntil(generation) => {
                         let stop = generation.stop_strings(plan.style.chat);
@@ -182,7 +166,7 @@ fn work_list(plan: &Plan, contexts: &Rendered, model_key: &str) -> Vec<Asked> {
             }
         }
     }
-    work
+    Ok(work)
 }
 
 /// How answer `idx` to a document is written; a seed of its own makes each answer another draw.
@@ -262,28 +246,28 @@ impl Book {
     }
 }
 
-/// Asks the requests at `positions`, all of one task.
+/// Asks the requests at `positions`, all of one task; what they make the model read goes to `inputs` too.
 fn ask(
     plan: &Plan,
-    contexts: &Rendered,
     work: &[Asked],
     positions: &[usize],
     model: &mut dyn LanguageModel,
+    inputs: &mut PrefixTree,
     book: &mut Book,
 ) -> Result<()> {
     let Some(planned) = positions.first().map(|&position| &plan.tasks[work[position].task]) else { return Ok(()) };
     match planned.spec().output_type {
         OutputType::GenerateUntil(generation) => {
             let stop = generation.stop_strings(plan.style.chat);
-            let requests = positions
-                .iter()
-                .map(|&position| {
-                    let asked = &work[position];
-                    let text = &contexts[asked.task][asked.doc_id][0];
-                    let sampling = sampling_params(planned.task, generation, stop, asked.idx);
-                    generation_request(position, planned.context(asked.doc_id, asked.idx), text, sampling, model)
-                })
-                .collect::<Result<Vec<_>>>()?;
+            let mut requests = Vec::with_capacity(positions.len());
+            for &position in positions {
+                let Asked { doc_id, idx, .. } = work[position];
+                let context = planned.contexts(doc_id).swap_remove(0);
+                let sampling = sampling_params(planned.task, generation, stop, idx);
+                let (request, input) = generation_request(position, context, sampling, model)?;
+                inputs.insert(&input);
+                requests.push(request);
+            }
             model.generate(&mut requests.into_iter(), &mut |completion| {
                 let position = position_of(&completion.id)?;
                 book.put(plan, work, position, generated(completion, &plan.think_end_token, stop))
@@ -291,13 +275,13 @@ fn ask(
         }
         OutputType::MultipleChoice => {
             let mut requests = Vec::with_capacity(positions.len());
-            for &position in positions {
-                let asked = &work[position];
-                let choice = choice_text(plan, planned, asked);
-                let context = &contexts[asked.task][asked.doc_id][planned.context_index(asked.idx)];
-                match score_request(position, context, &choice, model)? {
-                    Ok(request) => requests.push(request),
-                    Err(error) => book.put(plan, work, position, Response::Failed { error })?,
+            for prepared in score_requests(plan, work, positions, model)? {
+                match prepared {
+                    (_, Ok(request)) => {
+                        inputs.insert(&model_input(&request, model.max_model_len()));
+                        requests.push(request);
+                    }
+                    (position, Err(error)) => book.put(plan, work, position, Response::Failed { error })?,
                 }
             }
             model.score(&mut requests.into_iter(), &mut |score| {
@@ -308,53 +292,43 @@ fn ask(
     }
 }
 
+/// A request, or why there is none.
+type Prepared = (usize, Result<ScoreRequest, String>);
+
+/// The requests at `positions`, tokenised by all threads: with examples that is long work beside a small model.
+fn score_requests(
+    plan: &Plan,
+    work: &[Asked],
+    positions: &[usize],
+    model: &dyn LanguageModel,
+) -> Result<Vec<Prepared>> {
+    let documents: Vec<&[usize]> = positions.chunk_by(|&one, &other| work[one].doc_id == work[other].doc_id).collect();
+    // Templates are the model's and stay on this thread.
+    let contexts: Vec<Vec<String>> = documents
+        .iter()
+        .map(|positions| rendered(&plan.tasks[work[positions[0]].task], work[positions[0]].doc_id, model))
+        .collect::<Result<_>>()?;
+    let (tokenizer, max_model_len) = (model.tokenizer(), model.max_model_len());
+    let prepare = |(&positions, contexts): (&&[usize], &Vec<String>)| -> Result<Vec<Prepared>> {
+        let prepare = |&position: &usize| {
+            let asked = &work[position];
+            let planned = &plan.tasks[asked.task];
+            let context = &contexts[planned.context_index(asked.idx)];
+            let choice = choice_text(plan, planned, asked);
+            Ok((position, score_request(position, context, &choice, tokenizer, max_model_len)?))
+        };
+        positions.iter().map(prepare).collect()
+    };
+    let prepared: Vec<Vec<Prepared>> = documents.par_iter().zip(&contexts).map(prepare).collect::<Result<_>>()?;
+    Ok(prepared.into_iter().flatten().collect())
+}
+
 fn choice_text(plan: &Plan, planned: &PlannedTask, asked: &Asked) -> String {
     prompt::continuation(planned.task, &planned.documents[asked.doc_id], asked.idx, &plan.style)
 }
 
 fn position_of(id: &str) -> Result<usize> {
     id.parse().with_context(|| format!("the model answered an unknown request `{id}`"))
-}
-
-/// A prompt that does not fit keeps its end, as in the harness: room for the answer comes first.
-fn generation_request(
-    position: usize,
-    context: &Context,
-    text: &str,
-    mut sampling: SamplingParams,
-    model: &dyn LanguageModel,
-) -> Result<Request> {
-    let limit = model.max_model_len();
-    sampling.max_new_tokens = sampling.max_new_tokens.min(limit / 2).max(1);
-    let is_chat = matches!(context, Context::Messages(_));
-    let tokenizer = model.tokenizer();
-    let ids = if is_chat { encode_prompt(tokenizer, text)? } else { tokenizer.encode(text, true)? };
-    let prompt = match context {
-        _ if ids.len() + sampling.max_new_tokens > limit => {
-            let keep = limit.saturating_sub(sampling.max_new_tokens).max(1).min(ids.len());
-            Prompt::TokenIds(ids[ids.len() - keep..].to_vec())
-        }
-        Context::Text(text) => Prompt::Text(text.clone()),
-        // Rendered here: the engine would close an answer that is left open, and knows no way round a refused turn.
-        Context::Messages(_) => Prompt::TokenIds(ids),
-    };
-    Ok(Request { id: position.to_string(), prompt, sampling })
-}
-
-/// Context and choice as token ids, cut on the left to the model's length.
-fn score_request(
-    position: usize,
-    context: &str,
-    choice: &str,
-    model: &dyn LanguageModel,
-) -> Result<Result<ScoreRequest, String>> {
-    let (mut context_token_ids, continuation_token_ids) = encode_pair(model.tokenizer(), context, choice)?;
-    if continuation_token_ids.is_empty() {
-        return Ok(Err(format!("the choice `{choice}` has no token of its own")));
-    }
-    let excess = (context_token_ids.len() + continuation_token_ids.len()).saturating_sub(model.max_model_len());
-    context_token_ids.drain(..excess.min(context_token_ids.len()));
-    Ok(Ok(ScoreRequest { id: position.to_string(), context_token_ids, continuation_token_ids }))
 }
 
 /// The answer: what stands after the last end of thinking, up to the first stop string.
@@ -432,22 +406,6 @@ mod tests {
         assert_eq!(served(&plan(&["primer"], 3)?, "m")?, 0);
         assert_eq!(served(&plan(&["primer_mc", "primer"], 5)?, "m")?, 5 * 4 + 2);
         assert_eq!(served(&plan(&["primer"], 3)?, "other")?, 3);
-        Ok(())
-    }
-
-    #[test]
-    fn a_prompt_that_is_too_long_keeps_its_end_and_room_for_the_answer() -> Result<()> {
-        let mut model = ScriptedModel::new(answers_right)?;
-        model.max_model_len = 50;
-        let generation = Generation { until: &["\n"], until_chat: &[], max_gen_toks: 20 };
-        let text = format!("{}end", "x".repeat(200));
-        let sampling = sampling_params(&crate::evaluate::primer::Primer, generation, &["\n"], 0);
-        let request = generation_request(0, &Context::Text(text.clone()), &text, sampling, &model)?;
-        let Prompt::TokenIds(ids) = request.prompt else { panic!("a cut prompt is token ids") };
-        assert_eq!((ids.len(), request.sampling.max_new_tokens), (30, 20));
-        assert!(model.tokenizer().decode(&ids, false)?.ends_with("end"));
-        let score = score_request(0, &text, " choice", &model)?.expect("the choice has tokens");
-        assert_eq!(score.context_token_ids.len() + score.continuation_token_ids.len(), 50);
         Ok(())
     }
 

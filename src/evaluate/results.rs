@@ -4,6 +4,7 @@
 //! the file names and under `date` alone.
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -14,11 +15,11 @@ use sha2::{Digest, Sha256};
 
 use super::{
     fewshot::FEWSHOT_SEED,
-    groups,
+    groups, inputs,
     metrics::{self, Scored},
     plan::{Plan, PlannedTask},
     programs, prompt,
-    responses::Answers,
+    responses::{Answers, TokenCounts},
     sandbox::Outcome,
     task::{Measure, OutputType, Sampler},
 };
@@ -152,8 +153,8 @@ pub fn evaluation_hash(plan: &Plan, model_key: &str) -> String {
         if let Some(kwargs) = planned.task.generation_kwargs() {
             add(&format!("{kwargs} {}", planned.task.repeats()));
         }
-        for (document, context) in planned.documents.iter().zip(&planned.contexts) {
-            add(&format!("{context:?} {:?} {:?}", document.choices, document.target));
+        for (doc_id, document) in planned.documents.iter().enumerate() {
+            add(&format!("{:?} {:?} {:?}", planned.contexts(doc_id), document.choices, document.target));
         }
     }
     seed::record_id(&[&hasher.finalize().to_hex()])
@@ -191,29 +192,25 @@ pub fn write(
     for (index, planned) in plan.tasks.iter().enumerate() {
         let name = planned.spec().name;
         let mut numbers: Vec<(String, Vec<Measure>)> = Vec::new();
-        let mut lines = Vec::new();
         let mut hashes = Sha256::new();
         let outcomes = programs::run(plan, planned, &answers.responses[index])?;
-        for (doc_id, document) in planned.documents.iter().enumerate() {
-            let responses = &answers.responses[index][doc_id];
-            let outcomes = outcomes.get(doc_id).map_or(&[][..], Vec::as_slice);
-            for scored in metrics::score(planned, document, responses, outcomes)? {
-                let row = sample_row(plan, planned, doc_id, &answers.contexts[index][doc_id], responses, &scored);
-                for key in ["doc_hash", "prompt_hash", "target_hash"] {
-                    hashes.update(row[key].as_str().unwrap_or_default());
-                }
-                for (metric, value) in &scored.metrics {
-                    let key = format!("{metric},{}", scored.filter);
-                    match numbers.iter_mut().find(|(existing, _)| *existing == key) {
-                        Some((_, values)) => values.push(value.clone()),
-                        None => numbers.push((key, vec![value.clone()])),
+        records::write_atomic_with(&folder.join(format!("samples_{name}_{date}.jsonl")), |file| {
+            for (doc_id, document) in planned.documents.iter().enumerate() {
+                let responses = &answers.responses[index][doc_id];
+                let outcomes = outcomes.get(doc_id).map_or(&[][..], Vec::as_slice);
+                let contexts = inputs::rendered(planned, doc_id, model)?;
+                for scored in metrics::score(planned, document, responses, outcomes)? {
+                    let row = sample_row(plan, planned, doc_id, &contexts, responses, &scored);
+                    for key in ["doc_hash", "prompt_hash", "target_hash"] {
+                        hashes.update(row[key].as_str().unwrap_or_default());
                     }
+                    add_numbers(&mut numbers, &scored);
+                    serde_json::to_writer(&mut *file, &row)?;
+                    file.write_all(b"\n")?;
                 }
-                serde_json::to_writer(&mut lines, &row)?;
-                lines.push(b'\n');
             }
-        }
-        records::write_atomic(&folder.join(format!("samples_{name}_{date}.jsonl")), &lines)?;
+            Ok(())
+        })?;
         task_hashes.insert(name.into(), json!(hex(hashes)));
         results.insert(name.into(), task_results(planned, &numbers));
     }
@@ -222,6 +219,7 @@ pub fn write(
     }
     let groups = groups::rows(plan, &results);
     let mut file = head(plan, results, groups);
+    file.insert("tokens".into(), token_counts(plan, answers));
     file.append(&mut tail(plan, model, evaluation_hash, task_hashes, seconds)?);
     let finished = Finished { folder: folder.to_owned(), date, results: Value::Object(file) };
     records::write_json(&finished.path(), &finished.results)?;
@@ -231,10 +229,36 @@ pub fn write(
     Ok(finished)
 }
 
+/// Files the metrics of one document under one filter.
+fn add_numbers(numbers: &mut Vec<(String, Vec<Measure>)>, scored: &Scored) {
+    for (metric, value) in &scored.metrics {
+        let key = format!("{metric},{}", scored.filter);
+        match numbers.iter_mut().find(|(existing, _)| *existing == key) {
+            Some((_, values)) => values.push(value.clone()),
+            None => numbers.push((key, vec![value.clone()])),
+        }
+    }
+}
+
+/// What every task cost, and all of them together.
+fn token_counts(plan: &Plan, answers: &Answers) -> Value {
+    let per_task = |(planned, counts): (&PlannedTask, &TokenCounts)| (planned.spec().name.to_owned(), json!(counts));
+    let tasks: Map<String, Value> = plan.tasks.iter().zip(&answers.tokens).map(per_task).collect();
+    let total = answers.tokens.iter().fold(TokenCounts::default(), |sum, counts| TokenCounts {
+        requests: sum.requests + counts.requests,
+        tokens_needed: sum.tokens_needed + counts.tokens_needed,
+        tokens_computed: sum.tokens_computed + counts.tokens_computed,
+    });
+    json!({"tasks": tasks, "total": total})
+}
+
 fn task_results(planned: &PlannedTask, numbers: &[(String, Vec<Measure>)]) -> Value {
     let mut out = Map::new();
     out.insert("name".into(), json!(planned.spec().name));
     out.insert("alias".into(), json!(planned.task.alias()));
+    if let Some(partial) = planned.partial() {
+        out.insert("partial".into(), json!(partial));
+    }
     for (key, values) in numbers {
         let (metric, filter) = key.split_once(',').unwrap_or((key, "none"));
         let (value, stderr) = planned.task.aggregate(metric, &planned.documents, values);

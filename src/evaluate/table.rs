@@ -80,7 +80,7 @@ pub fn improvement(improvement: &Improvement) -> String {
     lines.join("\n")
 }
 
-/// One model's results file in the columns of lm-evaluation-harness.
+/// One model's results file in the columns of lm-evaluation-harness, and below it what the scores leave out.
 pub fn results(results: &Value) -> String {
     let header = ["Tasks", "Version", "Filter", "n-shot", "Metric", "Value", "Stderr"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
@@ -101,7 +101,22 @@ pub fn results(results: &Value) -> String {
             ]);
         }
     }
-    align(&rows, 1).join("\n")
+    let mut lines = align(&rows, 1);
+    for (task, numbers) in results["results"].as_object().into_iter().flatten() {
+        let names = |key: &str| -> Vec<&str> {
+            numbers[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+        };
+        if let Some(partial) = numbers["partial"].as_str() {
+            lines.push(format!("{task} is partial: {partial}"));
+        }
+        if numbers["partial"].is_array() {
+            lines.push(format!("{task} is partial in {}", names("partial").join(", ")));
+        }
+        if numbers["missing"].is_array() {
+            lines.push(format!("{task} lacks {}", names("missing").join(", ")));
+        }
+    }
+    lines.join("\n")
 }
 
 /// Pads columns to equal widths: the first `left` to the left, the others to the right.

@@ -199,7 +199,7 @@ fn plan(benchmarks: &[Texts]) -> Plan {
         };
         let documents: Vec<Document> = texts.iter().map(document).collect();
         let contexts = vec![vec![Context::Text(String::new())]; documents.len()];
-        PlannedTask { task: Box::leak(task.boxed()), num_fewshot: 0, original: documents.len(), documents, contexts }
+        PlannedTask::given(Box::leak(task.boxed()), documents, contexts)
     };
     let splits = |texts: &Texts| {
         [

@@ -26,6 +26,7 @@ pub use self::{
     summary::{Gap, PositionBias, Summary, table},
 };
 use super::{
+    inputs,
     plan::{Plan, PlannedTask},
     prompt::{Context, PromptStyle},
     responses::{self, Response},
@@ -155,7 +156,7 @@ impl Judging {
     }
 
     fn fits(&self, context: &Context, model: &dyn LanguageModel) -> Result<bool> {
-        let rendered = responses::render_one(context, model)?;
+        let rendered = inputs::render_one(context, model)?;
         let tokenizer = model.tokenizer();
         let ids = match context {
             Context::Messages(_) => encode_prompt(tokenizer, &rendered)?,
@@ -211,7 +212,7 @@ fn task(name: &str, max_gen_toks: usize, temperature: f64) -> &'static dyn Task 
 
 fn plan(task: &'static dyn Task, documents: Vec<Document>, contexts: Vec<Vec<Context>>, chat: bool) -> Plan {
     let style = if chat { PromptStyle::chat() } else { PromptStyle::plain() };
-    Plan::of(vec![PlannedTask { task, num_fewshot: 0, original: documents.len(), documents, contexts }], style)
+    Plan::of(vec![PlannedTask::given(task, documents, contexts)], style)
 }
 
 /// What the model says to every document; an error for a request that could not be served.

@@ -50,7 +50,7 @@ fn a_file_makes_prompts_and_scores() -> Result<()> {
     let (_folder, path) = folder(GENERATIVE, ROWS)?;
     let planned = planned(&path)?;
     let expected = "Sums of two.\n\nQ: 2+3?\nA: 5\n\nQ: 1+1?\nA:";
-    assert_eq!(planned.contexts[0], [Context::Text(expected.into())]);
+    assert_eq!(planned.contexts(0), [Context::Text(expected.into())]);
     assert_eq!(planned.spec().version, 2.0);
     let answers = planned.task.answers("number", &["It is 2\n".to_owned()], &planned.documents[0]);
     assert_eq!(answers, ["2"]);

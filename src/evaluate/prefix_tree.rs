@@ -1,0 +1,95 @@
+//! How many tokens a model has to read for a set of inputs if it reads every common beginning once.
+//!
+//! The least work for a task is the number of nodes in the tree of its inputs, one token a node. Chains without a
+//! branch are kept as one edge, so the memory is that of the distinct tokens.
+
+use std::ops::Range;
+
+/// A tree of token sequences.
+pub struct PrefixTree {
+    tokens: Vec<u32>,
+    nodes: Vec<Node>,
+}
+
+/// What follows the end of an edge.
+#[derive(Default)]
+struct Node {
+    /// The edge that leads here, as a part of `tokens`.
+    edge: Range<usize>,
+    /// Nodes whose edges begin with different tokens.
+    children: Vec<usize>,
+}
+
+impl PrefixTree {
+    /// An empty tree.
+    pub fn new() -> Self {
+        Self { tokens: Vec::new(), nodes: vec![Node::default()] }
+    }
+
+    /// Distinct non-empty beginnings of all inputs so far.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Adds an input.
+    pub fn insert(&mut self, input: &[u32]) {
+        let (mut at, mut rest) = (0, input);
+        while let Some(&first) = rest.first() {
+            // Documents come one after another, so what matches is mostly the last.
+            let known = self.nodes[at].children.iter().rposition(|&child| self.edge(child)[0] == first);
+            let Some(place) = known else {
+                let start = self.tokens.len();
+                self.tokens.extend_from_slice(rest);
+                self.add_child(at, Node { edge: start..self.tokens.len(), children: Vec::new() });
+                return;
+            };
+            let child = self.nodes[at].children[place];
+            let common = self.edge(child).iter().zip(rest).take_while(|(one, other)| one == other).count();
+            rest = &rest[common..];
+            if common < self.edge(child).len() && !rest.is_empty() {
+                self.split(child, common);
+            }
+            at = child;
+        }
+    }
+
+    /// Ends a node's edge after `length` tokens; what followed becomes its only child.
+    fn split(&mut self, node: usize, length: usize) {
+        let Node { edge, children } = std::mem::take(&mut self.nodes[node]);
+        let middle = edge.start + length;
+        self.nodes[node].edge = edge.start..middle;
+        self.add_child(node, Node { edge: middle..edge.end, children });
+    }
+
+    fn add_child(&mut self, node: usize, child: Node) {
+        self.nodes.push(child);
+        let child = self.nodes.len() - 1;
+        self.nodes[node].children.push(child);
+    }
+
+    fn edge(&self, node: usize) -> &[u32] {
+        &self.tokens[self.nodes[node].edge.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_counts_distinct_beginnings(inputs in prop::collection::vec(prop::collection::vec(0u32..3, 0..8), 0..30)) {
+            let mut tree = PrefixTree::new();
+            let mut beginnings = HashSet::new();
+            for input in &inputs {
+                tree.insert(input);
+                beginnings.extend((1..=input.len()).map(|length| &input[..length]));
+            }
+            prop_assert_eq!(tree.len(), beginnings.len());
+        }
+    }
+}
