@@ -116,17 +116,17 @@ impl PackedWeight {
     ///
     /// **Shapes**: `y [≥ N, O]`, a storage of its own.
     pub fn forward_into(&self, input: Input, bias: Option<&Tensor>, y: &Tensor) -> Result<()> {
-        self.into_rows(input, bias, false, y)
+        self.write_rows(input, bias, false, y)
     }
 
     /// Adds the linear layer to a residual stream in place: `y[..N] = (x · wᵀ + bias) + y[..N]`.
     ///
     /// **Shapes**: `y [≥ N, O]`, a storage of its own.
     pub fn add_to(&self, input: Input, bias: Option<&Tensor>, y: &Tensor) -> Result<()> {
-        self.into_rows(input, bias, true, y)
+        self.write_rows(input, bias, true, y)
     }
 
-    fn into_rows(&self, input: Input, bias: Option<&Tensor>, accumulate: bool, y: &Tensor) -> Result<()> {
+    fn write_rows(&self, input: Input, bias: Option<&Tensor>, accumulate: bool, y: &Tensor) -> Result<()> {
         let bias = self.read_bias(bias)?;
         let (capacity, out) = y.dims2()?;
         input.with_rows(self.inner, |x, rows| {
