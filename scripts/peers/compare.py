@@ -44,16 +44,22 @@ def missing_peers(llama):
         print("missing peer: transformers (no Python module " + ", ".join(missing) + ")", file=sys.stderr)
     if not llama:
         print("missing peer: llama.cpp (llama-batched-bench is not on the PATH)", file=sys.stderr)
-    elif importlib.util.find_spec("sentencepiece") is None:
-        raise SystemExit("error: llama.cpp needs a tokenizer in its file, and making one the Python module sentencepiece")
     return bool(missing)
 
 
 def llama_file(args, model, dtype):
-    """The GGUF file for llama.cpp, beside the model."""
-    path = os.path.join(model, f"{dtype}.gguf")
+    """The GGUF file for llama.cpp, from a folder beside the model's: such a file needs a tokenizer, any will do."""
+    folder = model + "-gguf"
+    path = os.path.join(folder, f"{dtype}.gguf")
     if not os.path.exists(path):
-        command = [args.glan, "-q", "export", "--model", model, "--output", path, "--quantization", DTYPES[dtype][1]]
+        os.makedirs(folder, exist_ok=True)
+        tokenizer = os.path.join(HERE, "../../models/primer-base")
+        for source, names in ((model, ("config.json", "model.safetensors")),
+                              (tokenizer, ("tokenizer.json", "tokenizer_config.json"))):
+            for name in names:
+                if not os.path.exists(os.path.join(folder, name)):
+                    os.symlink(os.path.abspath(os.path.join(source, name)), os.path.join(folder, name))
+        command = [args.glan, "-q", "export", "--model", folder, "--output", path, "--quantization", DTYPES[dtype][1]]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"error: {' '.join(command)}\n{done.stderr.strip()}")
@@ -100,7 +106,7 @@ def main():
             model = os.path.join(folder, f"{size}-llama")
             if not os.path.exists(os.path.join(model, "model.safetensors")):
                 lines([sys.executable, os.path.join(HERE, "make_hf_model.py"), "--size", size, "--arch", "llama",
-                       *([] if args.llama else ["--no-tokenizer"]), "--out", model])
+                       "--no-tokenizer", "--out", model])
             for dtype in args.dtypes.split(","):
                 if args.what == "generate":
                     results += compare(args, size, model, dtype)

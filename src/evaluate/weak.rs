@@ -4,7 +4,7 @@
 //! `improve.min_items` items, and if chance is no explanation: Fisher's exact test against the other items, corrected by
 //! Benjamini and Hochberg's method (`improve.max_false_discovery`), which fits where several are picked and one wrong
 //! pick costs little. Only the selection items count here. The held-out ones are for measuring what more data did
-//! ([`super::improvement`]): whoever is picked for a low score scores higher on other items without any change.
+//! ([`mod@super::improvement`]): whoever is picked for a low score scores higher on other items without any change.
 
 use std::{collections::BTreeMap, path::Path};
 

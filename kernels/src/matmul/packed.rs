@@ -12,7 +12,7 @@
 //! In bf16 the weights are rounded, and with AVX-512-BF16 the activations too (to nearest, subnormals to zero); sums are
 //! f32. Without that instruction the activations stay f32, so the last bits differ between processors.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -32,6 +32,11 @@ const TASK_BYTES: usize = 128 << 10;
 
 /// Tasks per thread: more balance better when a core is shared, fewer cost less.
 const TASKS_PER_THREAD: usize = 4;
+
+thread_local! {
+    /// Packed activations of the thread that calls. Kept, because fresh memory costs more than the packing.
+    static ROWS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// How a packed weight is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +196,8 @@ impl PackedWeight {
         }
         let blocks = Blocks::new(rows, kernel.max_rows);
         let steps = kernel.steps(self.inner);
-        let packed = pack_rows(&kernel, x, self.inner, &blocks);
+        let mut packed = ROWS.take();
+        pack_rows(&kernel, x, self.inner, &blocks, &mut packed);
         let panels = self.out.div_ceil(PANEL);
         let panel_lines = panel_lines(self.inner, self.dtype);
         let panels_per_task = panels_per_task(panels, panel_lines * size_of::<Line>(), rows);
@@ -206,6 +212,7 @@ impl PackedWeight {
             let tasks = panels.div_ceil(panels_per_task);
             (0..tasks).into_par_iter().with_max_len(1).for_each(|index| task(index * panels_per_task));
         }
+        ROWS.set(packed);
     }
 }
 
@@ -318,14 +325,16 @@ impl Blocks {
 
 /// The activations as the kernel reads them: per block `[steps, rows, words per step]`, so that a block is one run of
 /// memory whatever the width of a row is.
-fn pack_rows(kernel: &Kernel, x: &Rows, inner: usize, blocks: &Blocks) -> Vec<u32> {
+fn pack_rows(kernel: &Kernel, x: &Rows, inner: usize, blocks: &Blocks, packed: &mut Vec<u32>) {
     const WORTH_A_THREAD: usize = 1 << 14;
     let width = kernel.steps(inner) * kernel.words_per_step();
     let (last, count) = blocks.span(blocks.count - 1);
     let rows = last + count;
-    let mut packed = vec![0u32; rows * width];
+    if packed.len() < rows * width {
+        packed.resize(rows * width, 0);
+    }
     let mut parts = Vec::with_capacity(blocks.count);
-    let mut rest = packed.as_mut_slice();
+    let mut rest = &mut packed[..rows * width];
     for block in 0..blocks.count {
         let (start, count) = blocks.span(block);
         let (part, tail) = rest.split_at_mut(count * width);
@@ -344,7 +353,6 @@ fn pack_rows(kernel: &Kernel, x: &Rows, inner: usize, blocks: &Blocks) -> Vec<u3
     } else {
         parts.into_par_iter().for_each_init(Vec::new, pack);
     }
-    packed
 }
 
 fn panels_per_task(panels: usize, panel_bytes: usize, rows: usize) -> usize {
