@@ -113,7 +113,10 @@ def main():
                 else:
                     results += [compare_training(args, size, model, dtype, method) for method in args.methods.split(",")]
     if args.output:
-        facts = dict(what=args.what, command=" ".join(sys.argv[1:]).replace(args.glan, "glan"), python=platform.python_version(),
+        # Without the options that name places of this machine.
+        places = ("glan", "models", "llama", "output")
+        command = " ".join(f"--{name} {value}" for name, value in vars(args).items() if name not in places)
+        facts = dict(what=args.what, command=command, python=platform.python_version(),
                      prompt=args.prompt, new=args.new, threads=args.threads, passes=args.passes, results=results)
         with open(args.output, "w") as f:
             json.dump(facts, f, indent=1)

@@ -376,4 +376,4 @@ fn panel_lines(inner: usize, dtype: WeightDtype) -> usize {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -182,30 +182,21 @@ mod tests {
     use rayon::ThreadPoolBuilder;
 
     use super::{
-        super::{packed::WeightDtype, tile},
+        super::{
+            packed::{
+                WeightDtype,
+                tests::{bf16, random},
+            },
+            tile,
+        },
         *,
     };
-
-    fn random(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state as f32 / u32::MAX as f32 * 2.0 - 1.0
-        };
-        (0..len).map(|_| next()).collect()
-    }
 
     /// `[rows, columns]` row-major, and the same matrix as it lies transposed.
     fn both(rows: usize, columns: usize, seed: u32) -> [Vec<f32>; 2] {
         let plain = random(rows * columns, seed);
         let turned = (0..rows * columns).map(|i| plain[i % rows * columns + i / rows]).collect();
         [plain, turned]
-    }
-
-    fn bf16(value: f32) -> f64 {
-        f64::from(f32::from_bits(tile::pair(value, 0.0) << 16))
     }
 
     const SHAPES: [(usize, usize, usize); 7] =
@@ -217,8 +208,10 @@ mod tests {
             for kernel in tile::kernels(dtype) {
                 for (m, n, k) in SHAPES {
                     let (a, b, c) = (both(m, k, 1), both(k, n, 2), random(m * n, 3));
-                    let round_a = |value| if kernel.name == "avx512bf16" { bf16(value) } else { f64::from(value) };
-                    let round_b = |value| if dtype == WeightDtype::Bf16 { bf16(value) } else { f64::from(value) };
+                    let round_a =
+                        |value| if kernel.name == "avx512bf16" { f64::from(bf16(value)) } else { f64::from(value) };
+                    let round_b =
+                        |value| if dtype == WeightDtype::Bf16 { f64::from(bf16(value)) } else { f64::from(value) };
                     let expected: Vec<f64> = (0..m * n)
                         .map(|i| {
                             let (row, column) = (i / n, i % n);

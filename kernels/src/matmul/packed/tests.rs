@@ -5,7 +5,8 @@ use rayon::ThreadPoolBuilder;
 
 use super::*;
 
-fn random(len: usize, seed: u32) -> Vec<f32> {
+/// `len` values between -1 and 1.
+pub(in super::super) fn random(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state ^= state << 13;
@@ -24,7 +25,8 @@ fn pack(w: &[f32], (out, inner): (usize, usize), dtype: WeightDtype) -> PackedWe
     PackedWeight::pack((out, inner), dtype, fill).expect("fill does not fail")
 }
 
-fn bf16(value: f32) -> f32 {
+/// The value rounded to bf16.
+pub(in super::super) fn bf16(value: f32) -> f32 {
     f32::from_bits(tile::pair(value, 0.0) << 16)
 }
 
