@@ -12,7 +12,10 @@
 
 use std::collections::HashMap;
 
-use super::prefix_hash::BlockHash;
+use super::{
+    part_index::{Part, PartIndex},
+    prefix_hash::BlockHash,
+};
 
 /// No neighbour in the list of free blocks.
 const NONE: u32 = u32::MAX;
@@ -39,6 +42,8 @@ pub struct BlockPool {
     last_free: u32,
     num_free: usize,
     by_hash: HashMap<BlockHash, u32>,
+    /// The same blocks by how they begin.
+    parts: PartIndex,
     block_size: usize,
 }
 
@@ -55,6 +60,7 @@ impl BlockPool {
             last_free: NONE,
             num_free: 0,
             by_hash: HashMap::new(),
+            parts: PartIndex::new(num_blocks, block_size),
             block_size,
         };
         (0..num).for_each(|block| pool.link_last(block));
@@ -141,12 +147,25 @@ impl BlockPool {
         blocks.to_vec()
     }
 
-    /// Says what a full block holds. Of two blocks with one content the first stays known.
-    pub fn remember(&mut self, block: u32, hash: BlockHash) {
+    /// The cached block behind `parent` that has most tokens in common with `token_ids`: among those that are filled,
+    /// and among those that were remembered since [`BlockPool::begin_step`].
+    pub fn longest_part(&self, parent: Option<BlockHash>, token_ids: &[u32]) -> (Option<Part>, Option<Part>) {
+        self.parts.longest(parent, token_ids)
+    }
+
+    /// What was remembered so far is filled from here on.
+    pub fn begin_step(&mut self) {
+        self.parts.begin_step();
+    }
+
+    /// Says what a full block will hold after this step: `token_ids` (`[Z]`) behind the block `parent`, together named
+    /// `hash`. Of two blocks with one content the first stays known.
+    pub fn remember(&mut self, block: u32, hash: BlockHash, parent: Option<BlockHash>, token_ids: &[u32]) {
         let known = &mut self.blocks[block as usize].hash;
         if known.is_none() {
             self.by_hash.entry(hash).or_insert_with(|| {
                 *known = Some(hash);
+                self.parts.insert(block, parent, token_ids);
                 block
             });
         }
@@ -157,12 +176,14 @@ impl BlockPool {
     pub fn forget(&mut self, block: u32) {
         if let Some(hash) = self.blocks[block as usize].hash.take() {
             self.by_hash.remove(&hash);
+            self.parts.remove(block);
         }
     }
 
     /// Forgets what all blocks hold, as when the cache behind them cannot be trusted any more.
     pub fn forget_all(&mut self) {
         self.by_hash.clear();
+        self.parts.clear();
         self.blocks.iter_mut().for_each(|block| block.hash = None);
     }
 
@@ -248,6 +269,11 @@ mod tests {
         BlockHash::of(None, &[content])
     }
 
+    fn remember(pool: &mut BlockPool, block: u32, content: u32) {
+        let token_ids = vec![content; pool.block_size()];
+        pool.remember(block, name(content), None, &token_ids);
+    }
+
     #[test]
     fn growing_is_all_or_nothing() {
         let mut pool = BlockPool::new(3, 4);
@@ -276,7 +302,7 @@ mod tests {
         let (mut old, mut young) = (Vec::new(), Vec::new());
         assert!(pool.grow(&mut old, 2) && pool.grow(&mut young, 1));
         for (&block, content) in old.iter().chain(&young).zip(0..) {
-            pool.remember(block, name(content));
+            remember(&mut pool, block, content);
         }
         pool.release(&mut old);
         pool.release(&mut young);
@@ -376,7 +402,7 @@ mod tests {
                     Operation::Remember(who, content) => {
                         let Some(&block) = tables[who].last() else { continue };
                         if model.contents.contains_key(&block) { continue }
-                        pool.remember(block, name(content));
+                        remember(&mut pool, block, content);
                         if model.holder(content).is_none() {
                             model.contents.insert(block, content);
                         }
@@ -404,6 +430,10 @@ mod tests {
                 }
                 prop_assert_eq!(pool.num_free(), model.free.len());
                 prop_assert_eq!(pool.num_cached(), model.contents.len());
+                for content in 0..12 {
+                    let (_, found) = pool.longest_part(None, &[content]);
+                    prop_assert_eq!(found.map(|part| part.block), model.holder(content));
+                }
                 for block in 0..num_blocks as u32 {
                     prop_assert_eq!(pool.num_owners(block) as usize, owners(&tables, block));
                 }

@@ -19,6 +19,7 @@ mod loader;
 pub mod memory;
 pub mod model_runner;
 pub mod output_text;
+pub mod part_index;
 pub mod prefix_hash;
 mod prefix_order;
 pub mod sampler;

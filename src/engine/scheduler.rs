@@ -11,14 +11,21 @@
 //! values before it reads any. A sequence that equals the one before it up to the first wanted logits (the answers of
 //! one prompt, the continuations of one context) is its fork: it waits in its seat for the leader's row, takes those
 //! behind it too as long as the tokens are the same, then goes on from the leader's blocks. The last one may be half
-//! full; whoever writes to it first while others own it takes a copy.
+//! full; whoever writes to it first while others own it takes a copy. A sequence that parts from a cached one within a
+//! block copies the block and goes on behind the tokens that they have in common; while that block is only promised by
+//! the step, it waits for the next one rather than compute them again.
 //!
 //! **Source**: Yu et al., "Orca" (2022), iteration-level scheduling; Agrawal et al., "Sarathi-Serve" (2024), chunked
 //! prefill; Kwon et al., "PagedAttention" (2023), copy-on-write; names as in vLLM.
 
 use std::{collections::VecDeque, ops::Range};
 
-use super::{block_pool::BlockPool, prefix_hash, sequence::Sequence};
+use super::{block_pool::BlockPool, part_index::Part, prefix_hash, sequence::Sequence};
+
+/// The share of a block that must be promised for a sequence to wait a step for it.
+const MIN_PROMISED_SHARE: usize = 4;
+/// The share of a full step that must be scheduled before anyone waits: a short step is not worth less work.
+const MIN_STEP_SHARE: usize = 16;
 
 /// The bounds of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +164,7 @@ impl<T> Scheduler<T> {
     /// Before the step is computed the blocks of [`Scheduler::copies`] must be copied.
     pub fn schedule(&mut self) -> Vec<Scheduled> {
         self.copies.clear();
+        self.pool.begin_step();
         let mut step = Step {
             scheduled: Vec::new(),
             tokens: self.limits.max_num_batched_tokens,
@@ -290,30 +298,48 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Gives a waiting sequence the cached blocks of its beginning, if it can take part in the step.
+    /// Gives a waiting sequence what is cached of its beginning, if it can take part in the step.
     fn enter(&mut self, sequence: &mut Sequence<T>, step: &Step) -> bool {
-        let (num_hits, num_free_hits) = num_cached(&self.limits, &self.pool, sequence);
-        // A sequence enters only when all that is known of it fits, or it would soon be thrown out again.
-        let num_missing = self.pool.blocks_for(sequence.token_ids.len()) - num_hits;
-        if num_missing > self.pool.num_free() - num_free_hits {
+        let cached = Cached::find(&self.limits, &self.pool, sequence);
+        let num_scheduled = self.limits.max_num_batched_tokens - step.tokens;
+        let has_work = num_scheduled >= self.limits.max_num_batched_tokens.div_ceil(MIN_STEP_SHARE);
+        if has_work && cached.num_promised >= self.pool.block_size().div_ceil(MIN_PROMISED_SHARE) {
             return false;
         }
-        sequence.num_computed_tokens = num_hits * self.pool.block_size();
+        // A sequence enters only when all that is known of it fits, or it would soon be thrown out again.
+        let num_missing = self.pool.blocks_for(sequence.token_ids.len()) - cached.num_blocks;
+        if num_missing > self.pool.num_free() - cached.num_free {
+            return false;
+        }
+        sequence.num_computed_tokens = cached.num_tokens(self.pool.block_size());
         if step.share(sequence) == 0 {
             sequence.num_computed_tokens = 0;
             return false;
         }
-        self.pool.share_cached(&mut sequence.block_table, &sequence.block_hashes[..num_hits]);
-        self.counters.prefix_cache_hit_tokens += sequence.num_computed_tokens as u64;
+        self.share(sequence, &cached);
         true
     }
 
     /// The same for a sequence that has a seat, where it waited as a fork.
     fn find_cached(&mut self, index: usize) {
-        let sequence = &mut self.running[index];
-        let (num_hits, _) = num_cached(&self.limits, &self.pool, sequence);
-        sequence.num_computed_tokens = num_hits * self.pool.block_size();
-        self.pool.share_cached(&mut sequence.block_table, &sequence.block_hashes[..num_hits]);
+        let mut sequence = self.running.remove(index);
+        let cached = Cached::find(&self.limits, &self.pool, &mut sequence);
+        self.share(&mut sequence, &cached);
+        self.running.insert(index, sequence);
+    }
+
+    /// Gives a sequence without blocks those that were found for it, and a copy of the last when only a part of it is
+    /// the same.
+    fn share(&mut self, sequence: &mut Sequence<T>, cached: &Cached) {
+        let whole = cached.num_blocks * self.pool.block_size();
+        self.pool.share_cached(&mut sequence.block_table, &sequence.block_hashes[..cached.num_blocks]);
+        sequence.num_computed_tokens = whole;
+        if let Some(part) = cached.part
+            && self.pool.grow(&mut sequence.block_table, whole + part.num_tokens)
+        {
+            sequence.num_computed_tokens += part.num_tokens;
+            self.copies.push((part.block, sequence.block_table[cached.num_blocks]));
+        }
         self.counters.prefix_cache_hit_tokens += sequence.num_computed_tokens as u64;
     }
 
@@ -350,7 +376,9 @@ impl<T> Scheduler<T> {
         if self.limits.enable_prefix_caching && start / block_size < end / block_size {
             prefix_hash::extend(&mut sequence.block_hashes, &sequence.token_ids, block_size);
             for block in start / block_size..end / block_size {
-                self.pool.remember(sequence.block_table[block], sequence.block_hashes[block]);
+                let parent = block.checked_sub(1).map(|before| sequence.block_hashes[before]);
+                let token_ids = &sequence.token_ids[block * block_size..(block + 1) * block_size];
+                self.pool.remember(sequence.block_table[block], sequence.block_hashes[block], parent, token_ids);
             }
         }
     }
@@ -403,14 +431,38 @@ impl<T> Scheduler<T> {
     }
 }
 
-/// How many blocks of a sequence's beginning are cached, and how many of these are free. Not those from the first wanted
-/// logits on: that row has to be computed.
-fn num_cached<T>(limits: &SchedulerLimits, pool: &BlockPool, sequence: &mut Sequence<T>) -> (usize, usize) {
-    if !limits.enable_prefix_caching {
-        return (0, 0);
+/// What is cached of a sequence's beginning.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cached {
+    /// Whole blocks.
+    num_blocks: usize,
+    /// How many of these nobody owns.
+    num_free: usize,
+    /// A filled block that begins like the tokens behind them.
+    part: Option<Part>,
+    /// Tokens more that a block has in common which this step is to fill.
+    num_promised: usize,
+}
+
+impl Cached {
+    /// Looks a sequence up. Nothing from the first wanted logits on counts: that row has to be computed.
+    fn find<T>(limits: &SchedulerLimits, pool: &BlockPool, sequence: &mut Sequence<T>) -> Self {
+        if !limits.enable_prefix_caching {
+            return Self::default();
+        }
+        let block_size = pool.block_size();
+        prefix_hash::extend(&mut sequence.block_hashes, &sequence.token_ids, block_size);
+        let (num_blocks, num_free) = pool.longest_cached(&sequence.block_hashes[..sequence.logits_from / block_size]);
+        let parent = num_blocks.checked_sub(1).map(|last| sequence.block_hashes[last]);
+        let rest = &sequence.token_ids[num_blocks * block_size..sequence.logits_from];
+        let (part, promised) = pool.longest_part(parent, &rest[..rest.len().min(block_size)]);
+        let num_tokens = |part: Option<Part>| part.map_or(0, |part| part.num_tokens);
+        Self { num_blocks, num_free, part, num_promised: num_tokens(promised).saturating_sub(num_tokens(part)) }
     }
-    prefix_hash::extend(&mut sequence.block_hashes, &sequence.token_ids, pool.block_size());
-    pool.longest_cached(&sequence.block_hashes[..sequence.logits_from / pool.block_size()])
+
+    fn num_tokens(&self, block_size: usize) -> usize {
+        self.num_blocks * block_size + self.part.map_or(0, |part| part.num_tokens)
+    }
 }
 
 /// How many tokens of a fork its leader has computed; at least those up to the first wanted logits.

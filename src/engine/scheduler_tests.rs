@@ -224,10 +224,32 @@ fn a_common_beginning_is_computed_once_also_by_sequences_that_come_together() {
         while scheduler.running().iter().filter(|sequence| !sequence.output_token_ids().is_empty()).count() < 4 {
             step(&mut scheduler);
         }
-        // Two full blocks of the nine common tokens are shared.
+        // Two full blocks of the nine common tokens are shared, and one token of a third.
         let counters = scheduler.counters();
-        assert_eq!((counters.computed_prompt_tokens, counters.prefix_cache_hit_tokens), (12 + 3 * 4, 3 * 8));
+        assert_eq!((counters.computed_prompt_tokens, counters.prefix_cache_hit_tokens), (12 + 3 * 3, 3 * 9));
     }
+}
+
+#[test]
+fn who_parts_within_a_block_copies_it_once_it_is_filled_and_waits_only_for_a_step_that_is_worth_it() {
+    let prompt = |id: u32| [vec![7; 21], vec![id; 12]].concat();
+    // Sixteen tokens are two blocks; five of the third are the same.
+    let mut scheduler = Scheduler::new(caching(8, 100), BlockPool::new(40, 8));
+    (0..3).for_each(|id| scheduler.add(Sequence::new(id.into(), prompt(id), 32, ())));
+    assert_eq!(step(&mut scheduler), [(0, 33)], "the others wait for the third block");
+    assert_eq!(scheduler.copies(), []);
+    let source = scheduler.running()[0].block_table[2];
+    assert_eq!(step(&mut scheduler), [(0, 1), (1, 12), (2, 12)]);
+    let targets: Vec<u32> = scheduler.running()[1..].iter().map(|sequence| sequence.block_table[2]).collect();
+    assert_eq!(scheduler.copies(), [(source, targets[0]), (source, targets[1])]);
+    assert_eq!(scheduler.counters().prefix_cache_hit_tokens, 2 * 21);
+    // The logits of the 19th token are wanted: it is computed though it is the same.
+    scheduler.add(Sequence::new(3, prompt(3), 18, ()));
+    assert_eq!(step(&mut scheduler), [(0, 1), (1, 1), (2, 1), (3, 33 - 18)]);
+    // A step of 33 tokens of a thousand is not worth waiting for another.
+    let mut scheduler = Scheduler::new(caching(8, 1000), BlockPool::new(40, 8));
+    (0..3).for_each(|id| scheduler.add(Sequence::new(id.into(), prompt(id), 32, ())));
+    assert_eq!(step(&mut scheduler), [(0, 33), (1, 17), (2, 17)], "50 scheduled tokens are not 1000 / 16 either");
 }
 
 #[test]
