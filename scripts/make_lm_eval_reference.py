@@ -257,6 +257,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("tests/fixtures/lm_eval"))
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--main", action="store_true", help="only the tasks that every model has")
+    parser.add_argument("--rest", action="store_true", help="only the other tasks, on stories260K, as stories260K_rest")
     parser.add_argument("--only", default="", help="names of models, separated by commas")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1, help="more only pays on idle cores")
@@ -266,10 +267,11 @@ def main():
     torch.set_num_threads(args.threads)
     manager = TaskManager()
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in [name for name in args.only.split(",") if name] or ["stories260K", *FAMILIES]:
+    names = [name for name in args.only.split(",") if name] or ["stories260K", *FAMILIES]
+    for name in ["stories260K"] if args.rest else names:
         begun = time.monotonic()
         if name == "stories260K":
-            tokenizer, tasks, made = name, MAIN if args.main else MAIN + REST, {}
+            tokenizer, tasks, made = name, REST if args.rest else MAIN if args.main else MAIN + REST, {}
             model = AutoModelForCausalLM.from_pretrained(args.shared / "models" / name, dtype=torch.float32).eval()
         else:
             config, tokenizer, tasks = FAMILIES[name]
@@ -290,7 +292,8 @@ def main():
         whole = {"model": {"name": name, "tokenizer": tokenizer, **made}, "limit": args.limit,
                  "max_length": lm.max_length, "versions": versions, "tasks": done}
         text = json.dumps(whole, separators=(",", ":")).encode()
-        with open(args.out / f"{name}.json.gz", "wb") as raw, gzip.GzipFile("", "wb", 9, raw, 0) as file:
+        file_name = f"{name}_rest.json.gz" if args.rest else f"{name}.json.gz"
+        with open(args.out / file_name, "wb") as raw, gzip.GzipFile("", "wb", 9, raw, 0) as file:
             file.write(text)
         print(f"{name}: {len(text)} bytes before packing, {time.monotonic() - begun:.0f} s", flush=True)
 

@@ -23,6 +23,7 @@ pub mod model_dir;
 pub mod records;
 pub mod report;
 pub mod requests;
+pub mod row_source;
 pub mod run_dir;
 pub mod seed;
 pub mod serve;

@@ -1,7 +1,8 @@
 """More held-out questions of the primer world than the committed benchmark has, as a task of one's own.
 
-    python3 -B scripts/primer/more_items.py --out DIR [--per-discipline 200] [--seed 1]
-    glan improve -c configs/quick.toml --set 'evaluate.tasks=["DIR/primer_more.toml"]' --set evaluate.data_dir=DIR
+    python3 -B scripts/primer/more_items.py --out benchmarks/primer --per-discipline 120     # what is committed
+    python3 -B scripts/primer/more_items.py --out DIR --seed 2
+    glan improve -c configs/improve.toml --set 'evaluate.tasks=["DIR/primer_more.toml"]' --set evaluate.data_dir=DIR
 
 None of them is in the committed benchmarks. With 40 questions a discipline (20 to choose by, 20 to measure by) only large
 changes can be told from chance. `evaluate.data_dir` makes `glan curate` drop training rows that hold one of them.

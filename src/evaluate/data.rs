@@ -1,4 +1,4 @@
-//! Reads benchmark files: JSON lines, JSON and tables, gzipped or not.
+//! Reads benchmark files: JSON lines, JSON and tables, gzipped or not, from a data folder or the Hugging Face cache.
 
 use std::{
     fs::File,
@@ -10,24 +10,66 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// The file of a benchmark under the data folder, as `NAME` or `NAME.gz`.
-///
-/// **Errors**: name both places.
-pub fn locate(data_dir: &Path, name: &str) -> Result<PathBuf> {
+use super::hub_data;
+
+/// Where a benchmark file is.
+enum Place {
+    /// In the data folder.
+    Folder(PathBuf),
+    /// In the Hugging Face cache, under another form.
+    Hub(hub_data::Found),
+    /// In the program.
+    Bundled(&'static str),
+}
+
+/// Examples and primers that lm-evaluation-harness keeps in its task files (MIT licence, `fewshot/LICENSE`).
+const BUNDLED: [(&str, &str); 4] = [
+    ("fewshot/bbh_cot_3shot.json", include_str!("tasks/fewshot/bbh_cot_3shot.json")),
+    ("fewshot/gsm8k_cot_8shot.json", include_str!("tasks/fewshot/gsm8k_cot_8shot.json")),
+    ("fewshot/minerva_math_4shot.json", include_str!("tasks/fewshot/minerva_math_4shot.json")),
+    ("fewshot/truthfulqa_primer.json", include_str!("tasks/fewshot/truthfulqa_primer.json")),
+];
+
+fn find(data_dir: &Path, name: &str) -> Result<Place> {
     let plain = data_dir.join(name);
     let gzipped = data_dir.join(format!("{name}.gz"));
-    match [&plain, &gzipped].into_iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
-        None if data_dir.as_os_str().is_empty() => {
-            bail!("needs `{name}` or `{name}.gz` in a data folder (`evaluate.data_dir` or --data), and none is named")
-        }
-        None => bail!("expected `{}` or `{}`; neither is there", plain.display(), gzipped.display()),
+    let has_folder = !data_dir.as_os_str().is_empty();
+    if let Some(path) = [&plain, &gzipped].into_iter().find(|path| has_folder && path.is_file()) {
+        return Ok(Place::Folder(path.clone()));
     }
+    if let Some((_, text)) = BUNDLED.iter().find(|(bundled, _)| *bundled == name) {
+        return Ok(Place::Bundled(text));
+    }
+    if let Some(found) = hub_data::find(data_dir, name) {
+        return Ok(Place::Hub(found));
+    }
+    let hub = hub_data::repository(name)
+        .map_or_else(String::new, |data_set| format!("; nor is the data set `{data_set}` in the Hugging Face cache"));
+    if has_folder {
+        bail!("expected `{}` or `{}`; neither is there{hub}", plain.display(), gzipped.display());
+    }
+    bail!("needs `{name}` or `{name}.gz` in a data folder (`evaluate.data_dir` or --data), and none is named{hub}")
+}
+
+/// The file of a benchmark: `NAME` or `NAME.gz` under the data folder, or the first of the Hugging Face cache's that
+/// stand for it.
+///
+/// **Errors**: name the places.
+pub fn locate(data_dir: &Path, name: &str) -> Result<PathBuf> {
+    Ok(match find(data_dir, name)? {
+        Place::Folder(path) => path,
+        Place::Hub(found) => found.files.into_iter().next().unwrap_or_default(),
+        Place::Bundled(_) => PathBuf::from(name),
+    })
 }
 
 /// The text of a benchmark file, unpacked.
 pub fn read_text(data_dir: &Path, name: &str) -> Result<String> {
-    let path = locate(data_dir, name)?;
+    let path = match find(data_dir, name)? {
+        Place::Folder(path) => path,
+        Place::Hub(found) => return found.text(),
+        Place::Bundled(text) => return Ok(text.to_owned()),
+    };
     let mut text = String::new();
     let file = File::open(&path).with_context(|| format!("cannot open `{}`", path.display()))?;
     if path.extension().is_some_and(|extension| extension == "gz") {

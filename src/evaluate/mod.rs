@@ -12,6 +12,7 @@ mod data;
 mod fewshot;
 pub mod golden;
 mod groups;
+mod hub_data;
 pub mod ifeval;
 pub mod improvement;
 mod inputs;

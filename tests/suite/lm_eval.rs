@@ -24,7 +24,7 @@ use crate::{
 const TOLERANCE: f64 = 1e-3;
 
 /// Random models.
-const FAMILIES: [&str; 4] = ["llama", "llama3", "mistral", "mistral_sliding"];
+const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "mistral_sliding", "qwen2", "qwen3"];
 /// Items of the models that are only looked at in part.
 const FEW: usize = 25;
 
