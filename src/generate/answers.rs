@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     prompts::{PromptKind, Prompts},
     questions::Question,
-    step::{Step, Work, WorkList, sampling_params},
+    step::{Split, Step, Work, WorkList, sampling_params},
     text::{Rejection, is_refusal, without_thoughts},
 };
 use crate::{
@@ -76,6 +76,10 @@ impl Step for Answers<'_> {
             let id = record_id(&[self.name(), &run_seed, &question.id, &question.question]);
             Ok(Work { id, parent: question.id.clone(), item: question })
         })))
+    }
+
+    fn split(&self) -> Split {
+        Split::Own
     }
 
     fn messages(&self, question: &Question) -> Result<Vec<Message>> {
