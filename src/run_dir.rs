@@ -33,7 +33,7 @@ use crate::{
 /// The stages that write records, in order, each with the keys (`table.` or a whole key) that it adds to what the files
 /// of the stages before it depend on. `device`, `engine.` and `report.` are left out: they change no record.
 const STAGE_KEYS: [(&str, &[&str]); 4] = [
-    ("generate", &["seed", "teacher.", "generate."]),
+    ("generate", &["seed", "teacher.", "answerer.", "generate."]),
     ("curate", &["curate.", "evaluate.data_dir"]),
     ("train", &["student.", "train."]),
     ("evaluate", &["evaluate."]),
@@ -327,6 +327,8 @@ mod tests {
             (&["generate/answers.jsonl"], "generate.num_questions=5", true),
             (&["generate/answers.jsonl"], "generate.answer.top_p=0.5", true),
             (&["generate/answers.jsonl"], "teacher.model=other", true),
+            (&["generate/answers.jsonl"], "answerer.model=other", true),
+            (&["generate/answers.jsonl"], "generate.max_attempts=3", false),
             (&["generate/answers.jsonl"], "generate.min_yield=0.01", false),
             (&["generate/answers.jsonl"], "student.model=other", false),
             (&["generate/answers.jsonl"], "curate.decontaminate=false", false),

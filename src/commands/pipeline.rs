@@ -107,7 +107,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     let device = config.device.open()?;
     if let Some(shard) = *shard {
         let run_dir = RunDir::open_shared(&args.run_dir_path(), &config)?;
-        generate::run_shard(&config, &run_dir, shard, &mut || load_teacher(&config, &device))?;
+        generate::run_shard(&config, &run_dir, shard, &mut |role| load_teacher(role, &config, &device))?;
         print_result(if args.json {
             json!({"shard": shard.to_string(), "run_dir": run_dir.root()}).to_string()
         } else {
@@ -117,7 +117,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     }
     let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
     if *pilot {
-        let estimate = generate::estimate(&config, &run_dir, &mut || load_teacher(&config, &device))?;
+        let estimate = generate::estimate(&config, &run_dir, &mut |role| load_teacher(role, &config, &device))?;
         print_result(if args.json { json!(estimate).to_string() } else { estimate.sentence() });
         return Ok(());
     }
@@ -303,7 +303,7 @@ pub fn stage_of<T>(name: &str, work: impl FnOnce() -> Result<(String, T)>) -> Re
 
 fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device, extra: Extra) -> Result<String> {
     // The stage owns the teacher once it is loaded, so its memory is free again when the stage returns.
-    generate::run(config, run_dir, extra, &mut || load_teacher(config, device))?;
+    generate::run(config, run_dir, extra, &mut |role| load_teacher(role, config, device))?;
     Ok(pairs(run_dir))
 }
 
@@ -311,12 +311,15 @@ fn pairs(run_dir: &RunDir) -> String {
     format!("{} question-answer pairs", lines(&run_dir.stage_file("generate", "answers.jsonl")))
 }
 
-fn load_teacher(config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
-    let teacher = &config.teacher;
-    if teacher.model.is_empty() {
+fn load_teacher(role: generate::Role, config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
+    let model = match role {
+        generate::Role::Teacher => &config.teacher,
+        generate::Role::Answerer => &config.answerer,
+    };
+    if model.model.is_empty() {
         return Err(usage("no teacher is named: set `teacher.model` to a directory or `org/name`"));
     }
-    engine::load(&teacher.model, &config.engine, device, teacher.dtype, teacher.max_model_len)
+    engine::load(&model.model, &config.engine, device, model.dtype, model.max_model_len)
 }
 
 fn evaluate_stage(config: &Config, run_dir: &RunDir, device: &Device) -> Result<Verdict> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
+    Role,
     prompts::{PromptKind, Prompts},
     questions::Question,
     step::{Split, Step, Work, WorkList, sampling_params},
@@ -80,6 +81,10 @@ impl Step for Answers<'_> {
 
     fn split(&self) -> Split {
         Split::Own
+    }
+
+    fn role(&self) -> Role {
+        if self.config.answerer.model.is_empty() { Role::Teacher } else { Role::Answerer }
     }
 
     fn messages(&self, question: &Question) -> Result<Vec<Message>> {

@@ -27,8 +27,10 @@ fn long() -> Result<Bench> {
     Ok(bench)
 }
 
+type Script = Rc<dyn Fn(&Request) -> Reply>;
+
 /// A script that counts what it is asked.
-fn counting(script: fn(&Request) -> Reply) -> (Rc<Cell<usize>>, Rc<dyn Fn(&Request) -> Reply>) {
+fn counting(script: fn(&Request) -> Reply) -> (Rc<Cell<usize>>, Script) {
     let count = Rc::new(Cell::new(0));
     let counter = Rc::clone(&count);
     let script = move |request: &Request| {
@@ -38,9 +40,9 @@ fn counting(script: fn(&Request) -> Reply) -> (Rc<Cell<usize>>, Rc<dyn Fn(&Reque
     (count, Rc::new(script))
 }
 
-fn do_estimate(bench: &Bench, script: &Rc<dyn Fn(&Request) -> Reply>) -> Result<Estimate> {
+fn do_estimate(bench: &Bench, script: &Script) -> Result<Estimate> {
     let run_dir = RunDir::open(&bench.run_dir(), &bench.config)?;
-    estimate(&bench.config, &run_dir, &mut || {
+    estimate(&bench.config, &run_dir, &mut |_| {
         Ok(Box::new(Scripted::new(Rc::clone(script), 3)) as Box<dyn LanguageModel>)
     })
 }
@@ -119,7 +121,7 @@ fn shards_use_a_pilot_and_make_none() -> Result<()> {
     let bench = long()?;
     for index in 0..2 {
         let run_dir = RunDir::open_shared(&bench.run_dir(), &bench.config)?;
-        shards::run(&bench.config, &run_dir, shards::Shard { index, of: 2 }, &mut || {
+        shards::run(&bench.config, &run_dir, shards::Shard { index, of: 2 }, &mut |_| {
             Ok(Box::new(Scripted::new(Rc::new(spoilt), 3)) as Box<dyn LanguageModel>)
         })?;
     }

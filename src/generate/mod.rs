@@ -1,6 +1,6 @@
 //! Stage 1, `generate`: taxonomy to question-answer pairs (GLAN's Algorithm 1).
 //!
-//! *Reads* the taxonomy, the prompts, and with `--weak` a file of weak disciplines. *Writes* `generate/`: `taxonomy.json`, `prompts.json`, `teacher.json`,
+//! *Reads* the taxonomy, the prompts, and with `--weak` a file of weak disciplines. *Writes* `generate/`: `taxonomy.json`, `prompts.json`, `teacher.json` (and `answerer.json`),
 //! `subjects_raw.jsonl` and `subjects.jsonl`, `syllabi.jsonl`, `questions.jsonl`, `answers.jsonl` (and the drafts of the
 //! first two, where asked for in two turns), `usage.jsonl`, `stats.json`. *Rejects* replies that cannot be used, one
 //! line each in `rejected.jsonl`, and fails when too many are. *Resumes* at the first request that is not on disk; the
@@ -58,7 +58,7 @@ pub use self::{
 use crate::{
     config::Config,
     error::usage,
-    language_model::{LanguageModel, ModelIdentity, ModelLoader},
+    language_model::{LanguageModel, ModelIdentity},
     records::{self, JsonlReader},
     run_dir::RunDir,
 };
@@ -74,7 +74,37 @@ const STEPS: [(&str, &str); 6] = [
 ];
 
 /// What a run is begun with; the rest follows from it.
-const FILES: [&str; 5] = ["taxonomy.json", "prompts.json", "teacher.json", "weak.jsonl", "branches.jsonl"];
+const FILES: [&str; 6] =
+    ["taxonomy.json", "prompts.json", "teacher.json", "answerer.json", "weak.jsonl", "branches.jsonl"];
+
+/// Which model of the run is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Writes everything, but for the answers where there is an answerer.
+    Teacher,
+    /// Answers the questions.
+    Answerer,
+}
+
+impl Role {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Teacher => "teacher",
+            Self::Answerer => "answerer",
+        }
+    }
+
+    /// The file with the identity of the weights.
+    fn file(self) -> &'static str {
+        match self {
+            Self::Teacher => "teacher.json",
+            Self::Answerer => "answerer.json",
+        }
+    }
+}
+
+/// Loads a model only when the stage turns out to need it.
+pub type ModelLoader<'a> = dyn FnMut(Role) -> Result<Box<dyn LanguageModel>> + 'a;
 
 /// What a run of the stage is to do beside what is left of it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -85,22 +115,22 @@ pub struct Extra<'a> {
     pub only: Option<&'a str>,
 }
 
-/// Runs the stage; the teacher is loaded only when something is left to do.
+/// Runs the stage; a model is loaded only when something is left to do.
 ///
 /// **Errors**: usage for faults of the taxonomy, the prompts and what is in `extra`; a missing input, where the run is in
 /// shards that are not merged; a sub-step whose yield is under `generate.min_yield`; and
 /// [`crate::error::Failure::Interrupted`]. Whatever was made stays on disk.
-pub fn run(config: &Config, run_dir: &RunDir, extra: Extra, load_teacher: &mut ModelLoader) -> Result<()> {
+pub fn run(config: &Config, run_dir: &RunDir, extra: Extra, load_model: &mut ModelLoader) -> Result<()> {
     let folder = run_dir.stage("generate");
     shards::check_merged(&folder)?;
-    run_stage(&mut Stage::new(config, run_dir, folder, None, load_teacher), extra)
+    run_stage(&mut Stage::new(config, run_dir, folder, None, load_model), extra)
 }
 
 /// Runs the stage up to the questions and the pilot, and no further.
 ///
 /// **Errors**: those of [`run`].
-pub fn estimate(config: &Config, run_dir: &RunDir, load_teacher: &mut ModelLoader) -> Result<Estimate> {
-    let mut stage = Stage::new(config, run_dir, run_dir.stage("generate"), None, load_teacher);
+pub fn estimate(config: &Config, run_dir: &RunDir, load_model: &mut ModelLoader) -> Result<Estimate> {
+    let mut stage = Stage::new(config, run_dir, run_dir.stage("generate"), None, load_model);
     let ground = Ground::load(&mut stage, Extra::default())?;
     let (syllabi, _) = make_syllabi(&mut stage, &ground)?;
     let questions = Questions::new(config, &ground.prompts, &ground.disciplines, &syllabi, &ground.rounds);
@@ -193,8 +223,9 @@ struct Stage<'a, 'b> {
     folder: PathBuf,
     /// `None`: the whole stage.
     shard: Option<Shard>,
-    load_teacher: &'a mut ModelLoader<'b>,
-    teacher: Option<Box<dyn LanguageModel>>,
+    load_model: &'a mut ModelLoader<'b>,
+    /// The one that is loaded.
+    model: Option<(Role, Box<dyn LanguageModel>)>,
     stats: Stats,
     /// Hash of the syllabi, once they are there.
     syllabi: String,
@@ -227,10 +258,10 @@ impl<'a, 'b> Stage<'a, 'b> {
         run_dir: &'a RunDir,
         folder: PathBuf,
         shard: Option<Shard>,
-        load_teacher: &'a mut ModelLoader<'b>,
+        load_model: &'a mut ModelLoader<'b>,
     ) -> Self {
         let (stats, syllabi) = (Stats::default(), String::new());
-        Self { config, run_dir, folder, shard, load_teacher, teacher: None, stats, syllabi }
+        Self { config, run_dir, folder, shard, load_model, model: None, stats, syllabi }
     }
 
     /// All records of a finished sub-step, whoever made them.
@@ -259,30 +290,39 @@ impl<'a, 'b> Stage<'a, 'b> {
         }
     }
 
-    /// The teacher, loaded at the first call.
+    /// A model, loaded at the first call; memory holds one at a time.
     ///
     /// **Errors**: usage, when the run was begun with other weights.
-    fn teacher(&mut self) -> Result<&mut dyn LanguageModel> {
-        if self.teacher.is_none() {
-            let teacher = (self.load_teacher)()?;
-            self.check_identity(teacher.identity())?;
-            self.teacher = Some(teacher);
+    fn model(&mut self, role: Role) -> Result<&mut dyn LanguageModel> {
+        if self.model.as_ref().is_none_or(|(loaded, _)| *loaded != role) {
+            // Dropped before the next one takes its place.
+            self.model = None;
+            let model = (self.load_model)(role)?;
+            self.check_identity(role, model.identity())?;
+            self.model = Some((role, model));
         }
-        Ok(self.teacher.as_deref_mut().expect("it was loaded above"))
+        Ok(self.model.as_mut().expect("it was loaded above").1.as_mut())
     }
 
-    fn check_identity(&self, identity: &ModelIdentity) -> Result<()> {
+    fn check_identity(&self, role: Role, identity: &ModelIdentity) -> Result<()> {
         let _turn = self.run_dir.turn()?;
-        let path = self.folder.join("teacher.json");
+        let path = self.folder.join(role.file());
         if !path.exists() {
             return records::write_json(&path, identity);
         }
         let begun_with: ModelIdentity = records::read_json(&path)?;
         if (&begun_with.hash, &begun_with.dtype) != (&identity.hash, &identity.dtype) {
             return Err(usage(format!(
-                "the teacher `{}` ({} {}) is not the one that this run was begun with, `{}` ({} {}); \
-                 take another --run-dir, or the first teacher",
-                identity.name, identity.hash, identity.dtype, begun_with.name, begun_with.hash, begun_with.dtype
+                "the {} `{}` ({} {}) is not the one that this run was begun with, `{}` ({} {}); \
+                 take another --run-dir, or the first {}",
+                role.word(),
+                identity.name,
+                identity.hash,
+                identity.dtype,
+                begun_with.name,
+                begun_with.hash,
+                begun_with.dtype,
+                role.word()
             )));
         }
         Ok(())

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Stage,
+    Role, Stage,
     answers::Answers,
     ledger::Ledger,
     prompts::Prompts,
@@ -54,7 +54,7 @@ impl Estimate {
         let kept = self.pilot.last().map_or(0, |answers| answers.kept);
         format!(
             "{} of {} pilot questions became pairs; {} questions will give {:.0} +- {:.0} pairs from {:.2e} prompt and {:.2e} \
-             written tokens, in {:.1} hours on this machine",
+             written tokens, in {:.2} hours on this machine",
             kept,
             self.pilot.first().map_or(0, |questions| questions.requested),
             self.questions,
@@ -70,11 +70,13 @@ impl Estimate {
         let pilot = asked.requested.max(1) as f64;
         let scale = questions as f64 / pilot;
         let share = answered.kept as f64 / pilot;
+        // One success and one failure more, so that a pilot without a failure is not certain.
+        let cautious = (answered.kept + 1) as f64 / (pilot + 2.0);
         let sum = |of: fn(&StepStats) -> usize| scale * (of(&asked) + of(&answered)) as f64;
         Self {
             questions,
             pairs: share * questions as f64,
-            pairs_stderr: (share * (1.0 - share) / pilot).sqrt() * questions as f64,
+            pairs_stderr: (cautious * (1.0 - cautious) / pilot).sqrt() * questions as f64,
             prompt_tokens: sum(|stats| stats.prompt_tokens),
             completion_tokens: sum(|stats| stats.completion_tokens),
             hours: scale * seconds / 3600.0,
@@ -116,6 +118,10 @@ impl<S: Step> Step for Sampled<'_, S> {
         self.work()
     }
 
+    fn role(&self) -> Role {
+        self.step.role()
+    }
+
     fn messages(&self, item: &S::Item) -> Result<Vec<Message>> {
         self.step.messages(item)
     }
@@ -147,13 +153,14 @@ pub fn run(stage: &mut Stage, questions: &Questions, prompts: &Prompts, always: 
     let number = wanted.clamp(1, total);
     tracing::info!("pilot: {number} of {total} questions, spread evenly");
     // Before the clock starts.
-    stage.teacher()?;
+    stage.model(questions.role())?;
     let mut clock = Clock::open(folder.join("seconds.json"));
     let part = Part { folder: folder.clone(), range: 0..number };
     let positions = (0..number).map(|index| (2 * index + 1) * total / (2 * number)).collect();
     let asked = clock.time(|| do_part(stage, &Sampled { step: questions, positions }, &part))?;
     let questions_file = folder.join(questions.file());
     let answers = Answers { config: stage.config, prompts, questions_file, num_questions: asked.kept };
+    stage.model(answers.role())?;
     let answered = clock.time(|| do_part(stage, &answers, &Part { folder, range: 0..asked.kept }))?;
     let estimate = Estimate::new(asked, answered, total, clock.seconds);
     records::write_json(&saved, &estimate)?;

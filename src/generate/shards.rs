@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Extra, FILES, STEPS, Stage, Stats, run_stage,
+    Extra, FILES, ModelLoader, Role, STEPS, Stage, Stats, run_stage,
     stats::StepStats,
     step::{Part, Split, Step, finish_part},
 };
@@ -31,7 +31,6 @@ use crate::{
     config::Config,
     error::{Failure, usage},
     interrupt,
-    language_model::ModelLoader,
     records::{self, write_atomic_with},
     run_dir::RunDir,
 };
@@ -138,7 +137,7 @@ fn begun(folder: &Path) -> Result<Vec<Shard>> {
 ///
 /// **Errors**: those of [`super::run`]; usage, when the directory holds another number of shards or the files of a run
 /// without any.
-pub fn run(config: &Config, run_dir: &RunDir, shard: Shard, load_teacher: &mut ModelLoader) -> Result<()> {
+pub fn run(config: &Config, run_dir: &RunDir, shard: Shard, load_model: &mut ModelLoader) -> Result<()> {
     let folder = run_dir.stage("generate");
     {
         let _turn = run_dir.turn()?;
@@ -163,7 +162,7 @@ pub fn run(config: &Config, run_dir: &RunDir, shard: Shard, load_teacher: &mut M
             Report::save(&folder, shard, &Stats::default(), "", false)?;
         }
     }
-    let mut stage = Stage::new(config, run_dir, folder, Some(shard), load_teacher);
+    let mut stage = Stage::new(config, run_dir, folder, Some(shard), load_model);
     run_stage(&mut stage, Extra::default())
 }
 
@@ -296,14 +295,14 @@ pub fn merge(config: &Config, run_dir: &RunDir) -> Result<()> {
             .collect();
         join(&parts, &merged.join(file))?;
     }
-    let mut no_teacher = || {
+    let mut no_model = |_: Role| {
         bail!(
             "the rows of the shards in `{}` do not answer the whole work list (was a line removed, or a file mixed up?); \
              run every shard again, and then this command",
             folder.join("shards").display()
         )
     };
-    run_stage(&mut Stage::new(config, run_dir, merged.clone(), None, &mut no_teacher), Extra::default())?;
+    run_stage(&mut Stage::new(config, run_dir, merged.clone(), None, &mut no_model), Extra::default())?;
     publish(&merged, &folder)
 }
 

@@ -20,7 +20,7 @@ fn shard(index: usize, of: usize) -> Shard {
 /// Runs a shard of a bench's stage in a run directory.
 fn run_shard(bench: &Bench, run_dir: &Path, shard: Shard, mut teacher: impl FnMut() -> Scripted) -> Result<()> {
     let run_dir = RunDir::open_shared(run_dir, &bench.config)?;
-    shards::run(&bench.config, &run_dir, shard, &mut || Ok(Box::new(teacher()) as Box<dyn LanguageModel>))
+    shards::run(&bench.config, &run_dir, shard, &mut |_| Ok(Box::new(teacher()) as Box<dyn LanguageModel>))
 }
 
 fn merge(bench: &Bench, run_dir: &Path) -> Result<()> {
@@ -105,7 +105,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
             (entry.as_ref().map(|entry| entry.path()), entry.as_ref().map(|it| to.join(it.file_name())));
         let (Ok(path), Ok(target)) = (path, target) else { bail!("cannot read `{}`", from.display()) };
         if path.is_dir() {
-            copy(&path, &target)?
+            copy(&path, &target)?;
         } else {
             let _ = fs::copy(&path, &target)?;
         }
@@ -130,7 +130,7 @@ fn processes_at_the_same_time_share_what_all_need_and_ask_for_nothing_twice() ->
                     spoilt(request)
                 });
                 let run_dir = RunDir::open_shared(&root, config)?;
-                shards::run(config, &run_dir, shard(index, 4), &mut || {
+                shards::run(config, &run_dir, shard(index, 4), &mut |_| {
                     Ok(Box::new(Scripted::new(Rc::clone(&script), 2)) as Box<dyn LanguageModel>)
                 })?;
                 Ok(count.get())

@@ -17,7 +17,7 @@ use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 use super::{
-    Stage,
+    Role, Stage,
     ledger::{Decided, Ledger, is_retried},
     pilot, shards,
     spare::{Answered, Spare},
@@ -93,6 +93,11 @@ pub trait Step {
     /// How shards divide it.
     fn split(&self) -> Split {
         Split::Together
+    }
+
+    /// Which model is asked.
+    fn role(&self) -> Role {
+        Role::Teacher
     }
 
     /// The conversation of a request.
@@ -275,7 +280,7 @@ fn serve<S: Step>(
         let (done, all) = (book.stats.decided() as u64, book.stats.requested as u64);
         book.progress = Some(Progress::new(step.name(), done, all));
     }
-    let teacher = stage.teacher()?;
+    let teacher = stage.model(step.role())?;
     let mut first = Some(first);
     // Once more for requests that came back to be asked again when no other was left.
     while first.is_some() {

@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow};
 use serde_json::Value;
 
 use super::{
-    Extra, Stats,
+    Extra, Role, Stats,
     ledger::RejectedRow,
     scripted::{Asked, Reply, Scripted, asked, good_reply},
 };
@@ -68,7 +68,7 @@ impl Bench {
         let mut teacher = teacher;
         let mut loaded = 0;
         let extra = Extra { weak: self.weak.as_deref(), only: self.only };
-        let result = super::run(&self.config, &run_dir, extra, &mut || {
+        let result = super::run(&self.config, &run_dir, extra, &mut |_| {
             loaded += 1;
             Ok(Box::new(teacher()) as Box<dyn LanguageModel>)
         });
@@ -382,9 +382,40 @@ fn a_teacher_with_other_weights_is_refused_and_an_interruption_passes_through() 
     let (_, result) = bench.run(|| good(4).with_hash("another"));
     assert_eq!(exit_code(&result.expect_err("another teacher")), 2);
     let run_dir = RunDir::open(&bench.run_dir(), &bench.config)?;
-    let error = super::run(&bench.config, &run_dir, Extra::default(), &mut || Err(anyhow!(Failure::Interrupted)));
+    let error = super::run(&bench.config, &run_dir, Extra::default(), &mut |_| Err(anyhow!(Failure::Interrupted)));
     assert_eq!(exit_code(&error.expect_err("interrupted while loading")), 130);
     Ok(())
+}
+
+#[test]
+fn questions_and_answers_may_come_from_two_models_of_which_one_is_loaded_at_a_time() -> Result<()> {
+    let mut bench = Bench::new()?;
+    bench.config.answerer.model = "another".into();
+    let loaded = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let alive = Rc::new(());
+    let run = |hash: &str| -> Result<()> {
+        let run_dir = RunDir::open(&bench.run_dir(), &bench.config)?;
+        super::run(&bench.config, &run_dir, Extra::default(), &mut |role| {
+            assert_eq!(Rc::strong_count(&alive), 1, "the first model is gone before the second comes");
+            loaded.borrow_mut().push(role);
+            let held = Rc::clone(&alive);
+            let script = move |request: &Request| {
+                let _held = &held;
+                let is_answer = asked(request) == Asked::Answer;
+                assert_eq!(is_answer, role == Role::Answerer);
+                Reply::Text(if is_answer { "So it is.".into() } else { good_reply(request) })
+            };
+            let model = Scripted::new(Rc::new(script), 4);
+            Ok(Box::new(if role == Role::Answerer { model.with_hash(hash) } else { model }) as Box<dyn LanguageModel>)
+        })
+    };
+    run("other weights")?;
+    assert_eq!(*loaded.borrow(), [Role::Teacher, Role::Answerer]);
+    assert!(rows(&bench.file("answers.jsonl"))?.iter().all(|row| row["answer"] == "So it is."));
+    std::fs::remove_file(bench.file("answers.jsonl"))?;
+    let error = run("weights again other").expect_err("the run was begun with another answerer");
+    assert!(error.to_string().contains("the answerer `scripted`"), "{error}");
+    run("other weights")
 }
 
 #[test]

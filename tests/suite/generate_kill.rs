@@ -141,7 +141,7 @@ fn shards_by_the_schedulers_script_give_the_files_of_one_process() {
     let bin = Path::new(env!("CARGO_BIN_EXE_glan")).parent().unwrap();
     let script = |index: Option<(&str, usize)>, last: &str| {
         let mut command = Command::new(root().join("scripts/generate_shard.sh"));
-        command.args([&config, &run_dir.to_string_lossy().into_owned(), last]);
+        command.args([config.as_str(), &run_dir.to_string_lossy(), last]);
         command.env_remove("SLURM_ARRAY_TASK_ID").env_remove("JOB_COMPLETION_INDEX").env_remove("SLURM_SUBMIT_DIR");
         command.env("CARGO_TARGET_DIR", bin.parent().unwrap()).env("HF_HUB_OFFLINE", "1");
         if let Some((variable, index)) = index {

@@ -1,5 +1,7 @@
 //! The numbers of the paper (arXiv 2402.13064, sections 2 and 3.1) in the defaults and in `configs/paper.toml`.
 
+use std::fs;
+
 use glan::config::{self, GenerateConfig};
 
 use super::support::root;
@@ -21,4 +23,32 @@ fn the_defaults_are_the_papers_where_it_speaks() {
         // Questions are asked by one setting and answered by another.
         assert_ne!(generate.question, generate.answer);
     }
+}
+
+#[test]
+fn every_test_that_the_table_of_fidelity_names_exists() {
+    let page = fs::read_to_string(root().join("docs/glan.md")).unwrap();
+    let mut module = String::new();
+    let mut named = 0;
+    for (number, line) in page.lines().enumerate().filter(|(_, line)| line.starts_with("| ")) {
+        // The last column; a name without a path is in the module named before it.
+        let last = line.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        for name in last.split('`').skip(1).step_by(2) {
+            let parts: Vec<&str> =
+                name.split("::").filter(|part| *part != "tests" || name.starts_with("generate::tests")).collect();
+            if let [_, file, _] = parts.as_slice() {
+                module = if name.starts_with("suite::") {
+                    format!("tests/suite/{file}.rs")
+                } else {
+                    format!("src/generate/{file}.rs")
+                };
+            }
+            let code = fs::read_to_string(root().join(&module))
+                .unwrap_or_else(|error| panic!("line {}: {module}: {error}", number + 1));
+            let function = format!("fn {}", parts.last().unwrap().trim_end_matches('*'));
+            assert!(code.contains(&function), "docs/glan.md line {}: {module} has no `{function}`", number + 1);
+            named += 1;
+        }
+    }
+    assert!(named > 25, "only {named} tests are named");
 }
