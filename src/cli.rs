@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     commands, config, curate,
     device::{DeviceKind, DtypeChoice},
-    error, evaluate, interrupt, telemetry, train,
+    error, evaluate, generate, interrupt, telemetry, train,
 };
 
 /// Taxonomy to instruction data to a fine-tuned, measured student: GLAN (arXiv 2402.13064) on one workstation, offline.
@@ -104,6 +104,19 @@ pub struct GenerateArgs {
     /// Add pairs for the weak disciplines of this file (`evaluate/weak_nodes.json` of a run) to what is there.
     #[arg(long, value_name = "FILE")]
     pub weak: Option<PathBuf>,
+    /// Do part I of N of the questions and answers (I from 0); any number of such processes may share a run directory.
+    #[arg(long, value_name = "I/N", conflicts_with = "weak")]
+    pub shard: Option<generate::Shard>,
+    /// Draw one branch of a finished run anew, such as "Mathematics > Algebra" (names of a field, sub-field, discipline or
+    /// subject, from above to below); everything else stays as it is.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["shard", "weak"])]
+    pub only: Option<String>,
+    /// Stop after a pilot, and say how many pairs, tokens and hours the run will be. What it asked is part of the run.
+    #[arg(long, conflicts_with_all = ["shard", "weak", "only"])]
+    pub pilot: bool,
+    /// Put the parts of all shards together, byte for byte as one process would have written them.
+    #[arg(long, conflicts_with_all = ["weak", "shard", "only", "pilot"])]
+    pub merge: bool,
 }
 
 impl StageArgs {

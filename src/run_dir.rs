@@ -1,7 +1,7 @@
 //! The run directory: the contract between the stages.
 //!
 //! ```text
-//! runs/NAME/  run.toml                resolved configuration; run.lock while a command works here
+//! runs/NAME/  run.toml                resolved configuration; run.lock while a command works here, shards.lock where several do
 //!             generate/  taxonomy.json subjects.jsonl syllabi.jsonl questions.jsonl answers.jsonl rejected.jsonl stats.json
 //!             curate/    train.jsonl valid.jsonl test.jsonl rejected.jsonl stats.json
 //!             train/     metrics.jsonl checkpoint-N/ student/
@@ -33,21 +33,29 @@ use crate::{
 /// The stages that write records, in order, each with the keys (`table.` or a whole key) that it adds to what the files
 /// of the stages before it depend on. `device`, `engine.` and `report.` are left out: they change no record.
 const STAGE_KEYS: [(&str, &[&str]); 4] = [
-    ("generate", &["seed", "teacher.", "generate."]),
+    ("generate", &["seed", "teacher.", "answerer.", "generate."]),
     ("curate", &["curate.", "evaluate.data_dir"]),
     ("train", &["student.", "train."]),
     ("evaluate", &["evaluate."]),
 ];
 
-/// Of those, what only says when to give up. It changes no record, and whoever was stopped by it may lower it and go on.
-const THRESHOLDS: [&str; 1] = ["generate.min_yield"];
+/// Of those, what only says when to give up. It changes no record that is there, and whoever was stopped by it may change it
+/// and go on.
+const THRESHOLDS: [&str; 3] = ["generate.min_yield", "generate.max_attempts", "generate.pilot_questions"];
 
-/// An open run directory. No other process can open it while a clone of this lives.
+/// An open run directory. No other process can open it while a clone of this lives, unless both share it.
 #[derive(Debug, Clone)]
 pub struct RunDir {
     root: PathBuf,
     /// `None` where the file system has no locks.
     _lock: Option<Arc<Lock>>,
+    is_shared: bool,
+}
+
+/// A turn of one of the processes that share a directory; ends when it is dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _lock: Option<File>,
 }
 
 /// The exclusive lock on `run.lock`. The operating system drops it with the process, however that ends.
@@ -70,22 +78,39 @@ impl RunDir {
     pub fn open(root: &Path, config: &Config) -> Result<Self> {
         fs::create_dir_all(root).with_context(|| format!("cannot make the run directory `{}`", root.display()))?;
         let lock = lock(root)?;
-        let path = root.join("run.toml");
-        if path.exists() {
-            check_unchanged(root, &path, config)?;
-        }
-        let text = format!(
-            "# Written by glan {}: the resolved configuration of this run. `glan run --config` takes it back.\n{}",
-            env!("CARGO_PKG_VERSION"),
-            config.to_toml()?
-        );
-        if fs::read_to_string(&path).is_ok_and(|saved| saved == text) {
-            return Ok(Self { root: root.to_owned(), _lock: lock });
-        }
-        write_atomic(&path, text.as_bytes())?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        save_config(root, config)?;
+        Ok(Self { root: root.to_owned(), _lock: lock, is_shared: false })
     }
 
+    /// [`RunDir::open`] for processes that work in one directory together, such as the shards of `glan generate`: they
+    /// keep others out, not each other.
+    ///
+    /// **Errors**: those of [`RunDir::open`].
+    pub fn open_shared(root: &Path, config: &Config) -> Result<Self> {
+        fs::create_dir_all(root).with_context(|| format!("cannot make the run directory `{}`", root.display()))?;
+        let lock = lock_shared(root)?;
+        let run_dir = Self { root: root.to_owned(), _lock: lock, is_shared: true };
+        let turn = run_dir.turn()?;
+        save_config(root, config)?;
+        drop(turn);
+        Ok(run_dir)
+    }
+
+    /// Waits until no other process of those that share the directory is in its turn. What only one of them may do at
+    /// a time (look whether a small file is there, and write it) is done while the result lives. Immediate where the
+    /// directory is not shared, and where the file system has no locks.
+    pub fn turn(&self) -> Result<Turn> {
+        if !self.is_shared {
+            return Ok(Turn { _lock: None });
+        }
+        let path = self.root.join("shards.lock");
+        let file = open_lock(&path)?;
+        match file.lock() {
+            Ok(()) => Ok(Turn { _lock: Some(file) }),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Turn { _lock: None }),
+            Err(error) => Err(error).with_context(|| format!("cannot lock `{}`", path.display())),
+        }
+    }
     /// The directory itself.
     pub fn root(&self) -> &Path {
         &self.root
@@ -102,16 +127,60 @@ impl RunDir {
     }
 }
 
-/// Takes the directory's lock, and leaves this process's number in it for the message that others get.
-fn lock(root: &Path) -> Result<Option<Arc<Lock>>> {
-    let path = root.join("run.lock");
-    let mut file = File::options()
+/// Saves the resolved configuration, or finds that the one there is another.
+fn save_config(root: &Path, config: &Config) -> Result<()> {
+    let path = root.join("run.toml");
+    if path.exists() {
+        check_unchanged(root, &path, config)?;
+    }
+    let text = format!(
+        "# Written by glan {}: the resolved configuration of this run. `glan run --config` takes it back.\n{}",
+        env!("CARGO_PKG_VERSION"),
+        config.to_toml()?
+    );
+    if fs::read_to_string(&path).is_ok_and(|saved| saved == text) {
+        return Ok(());
+    }
+    write_atomic(&path, text.as_bytes())
+}
+
+/// Opens the file of a lock, which is never removed.
+fn open_lock(path: &Path) -> Result<File> {
+    File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
-        .with_context(|| format!("cannot write to the run directory `{}`", root.display()))?;
+        .open(path)
+        .with_context(|| format!("cannot write to the run directory: `{}`", path.display()))
+}
+
+/// Takes the directory's lock together with the other processes that share it.
+fn lock_shared(root: &Path) -> Result<Option<Arc<Lock>>> {
+    let path = root.join("run.lock");
+    let file = open_lock(&path)?;
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Some(Arc::new(Lock(file)))),
+        Err(TryLockError::WouldBlock) => anyhow::bail!(
+            "another glan is working in the run directory `{}` and does not share it; wait for it or choose another \
+             --run-dir",
+            root.display()
+        ),
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+            tracing::warn!(
+                "`{}` is on a file system without locks; see to it that no two processes do the same shard",
+                root.display()
+            );
+            Ok(None)
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock `{}`", path.display())),
+    }
+}
+
+/// Takes the directory's lock, and leaves this process's number in it for the message that others get.
+fn lock(root: &Path) -> Result<Option<Arc<Lock>>> {
+    let path = root.join("run.lock");
+    let mut file = open_lock(&path)?;
     match file.try_lock() {
         Ok(()) => {
             // The number is a courtesy: a full disk will say so where it matters.
@@ -258,6 +327,8 @@ mod tests {
             (&["generate/answers.jsonl"], "generate.num_questions=5", true),
             (&["generate/answers.jsonl"], "generate.answer.top_p=0.5", true),
             (&["generate/answers.jsonl"], "teacher.model=other", true),
+            (&["generate/answers.jsonl"], "answerer.model=other", true),
+            (&["generate/answers.jsonl"], "generate.max_attempts=3", false),
             (&["generate/answers.jsonl"], "generate.min_yield=0.01", false),
             (&["generate/answers.jsonl"], "student.model=other", false),
             (&["generate/answers.jsonl"], "curate.decontaminate=false", false),

@@ -17,7 +17,8 @@ use crate::{
     curate, engine,
     error::{Failure, usage},
     evaluate::{self, Comparison, EvaluateArgs, Role, Verdict, contamination::Contamination},
-    generate, interrupt,
+    generate::{self, Extra},
+    interrupt,
     language_model::LanguageModel,
     model_dir, records, report,
     run_dir::RunDir,
@@ -61,7 +62,7 @@ pub fn run_stages(
     device: &Device,
     weak: Option<&Path>,
 ) -> Result<(Verdict, PathBuf)> {
-    stage("generate", || generate_stage(config, run_dir, device, weak))?;
+    stage("generate", || generate_stage(config, run_dir, device, Extra { weak, only: None }))?;
     stage("curate", || {
         curate::run(config, run_dir)?;
         let rows = |name: &str| lines(&run_dir.stage_file("curate", name));
@@ -101,11 +102,31 @@ pub fn gate(asked: bool, regressions: impl FnOnce() -> Result<Vec<String>>) -> R
 
 /// `glan generate`.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let GenerateArgs { stage: args, weak } = args;
+    let GenerateArgs { stage: args, weak, shard, only, pilot, merge } = args;
     let config = load_config(args, "generate")?;
     let device = config.device.open()?;
+    if let Some(shard) = *shard {
+        let run_dir = RunDir::open_shared(&args.run_dir_path(), &config)?;
+        generate::run_shard(&config, &run_dir, shard, &mut |role| load_teacher(role, &config, &device))?;
+        print_result(if args.json {
+            json!({"shard": shard.to_string(), "run_dir": run_dir.root()}).to_string()
+        } else {
+            format!("shard {shard} is finished; once all are: glan generate --merge")
+        });
+        return Ok(());
+    }
     let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
-    let summary = generate_stage(&config, &run_dir, &device, weak.as_deref())?;
+    if *pilot {
+        let estimate = generate::estimate(&config, &run_dir, &mut |role| load_teacher(role, &config, &device))?;
+        print_result(if args.json { json!(estimate).to_string() } else { estimate.sentence() });
+        return Ok(());
+    }
+    let summary = if *merge {
+        generate::merge(&config, &run_dir)?;
+        pairs(&run_dir)
+    } else {
+        generate_stage(&config, &run_dir, &device, Extra { weak: weak.as_deref(), only: only.as_deref() })?
+    };
     if args.json {
         let answers = lines(&run_dir.stage_file("generate", "answers.jsonl"));
         let stats: Option<Value> = records::read_json(&run_dir.stage_file("generate", "stats.json")).ok();
@@ -280,16 +301,25 @@ pub fn stage_of<T>(name: &str, work: impl FnOnce() -> Result<(String, T)>) -> Re
     Ok(result)
 }
 
-fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device, weak: Option<&Path>) -> Result<String> {
+fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device, extra: Extra) -> Result<String> {
     // The stage owns the teacher once it is loaded, so its memory is free again when the stage returns.
-    generate::run(config, run_dir, weak, &mut || {
-        let teacher = &config.teacher;
-        if teacher.model.is_empty() {
-            return Err(usage("no teacher is named: set `teacher.model` to a directory or `org/name`"));
-        }
-        engine::load(&teacher.model, &config.engine, device, teacher.dtype, teacher.max_model_len)
-    })?;
-    Ok(format!("{} question-answer pairs", lines(&run_dir.stage_file("generate", "answers.jsonl"))))
+    generate::run(config, run_dir, extra, &mut |role| load_teacher(role, config, device))?;
+    Ok(pairs(run_dir))
+}
+
+fn pairs(run_dir: &RunDir) -> String {
+    format!("{} question-answer pairs", lines(&run_dir.stage_file("generate", "answers.jsonl")))
+}
+
+fn load_teacher(role: generate::Role, config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
+    let model = match role {
+        generate::Role::Teacher => &config.teacher,
+        generate::Role::Answerer => &config.answerer,
+    };
+    if model.model.is_empty() {
+        return Err(usage("no teacher is named: set `teacher.model` to a directory or `org/name`"));
+    }
+    engine::load(&model.model, &config.engine, device, model.dtype, model.max_model_len)
 }
 
 fn evaluate_stage(config: &Config, run_dir: &RunDir, device: &Device) -> Result<Verdict> {
@@ -363,7 +393,7 @@ mod tests {
         let run_dir = folder.path().join("run");
         let commands: [&dyn Fn(StageArgs) -> Result<()>; 3] = [
             &|stage| run(&RunArgs { stage, fail_on_regression: false }),
-            &|stage| generate(&GenerateArgs { stage, weak: None }),
+            &|stage| generate(&GenerateArgs { stage, weak: None, shard: None, only: None, pilot: false, merge: false }),
             &|stage| report(&stage),
         ];
         for command in commands {

@@ -34,6 +34,12 @@ pub struct GenerateConfig {
     pub two_session_ratio: f64,
     /// Ask for subjects and syllabi as free text first and for their JSON in a second turn, as the paper does.
     pub two_step: bool,
+    /// Times a request is asked whose answers cannot be used, each time with another seed; 1 asks once. It may be raised
+    /// later: the same command then asks again for what failed, and for nothing else.
+    pub max_attempts: usize,
+    /// Questions of the pilot that comes before a run of 20 times as many, and of `--pilot`; 0 leaves it out. It changes
+    /// no record.
+    pub pilot_questions: usize,
     /// A stage ends with an error when less than this share of its requests gave a record.
     pub min_yield: f64,
     /// Sampling of subjects.
@@ -63,6 +69,8 @@ impl Default for GenerateConfig {
             max_key_concepts: 7,
             two_session_ratio: 0.5,
             two_step: true,
+            max_attempts: 1,
+            pilot_questions: 200,
             min_yield: 0.3,
             subjects: SamplingConfig { max_new_tokens: 4096, ..creative.clone() },
             syllabus: SamplingConfig { max_new_tokens: 6144, ..creative.clone() },

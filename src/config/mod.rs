@@ -45,6 +45,9 @@ pub struct Config {
     pub device: DeviceKind,
     /// The model that writes the data.
     pub teacher: ModelConfig,
+    /// The model that answers the questions, where it is another one (in the paper GPT-3.5, where GPT-4 asks); without a
+    /// `model` the teacher answers.
+    pub answerer: ModelConfig,
     /// The model that learns from it.
     pub student: ModelConfig,
     /// Batched inference.
@@ -69,6 +72,7 @@ impl Default for Config {
             seed: 0,
             device: DeviceKind::Auto,
             teacher: ModelConfig::default(),
+            answerer: ModelConfig::default(),
             student: ModelConfig::default(),
             engine: EngineConfig::default(),
             generate: GenerateConfig::default(),

@@ -32,6 +32,7 @@ fn check_generate(generate: &GenerateConfig, ranges: &mut Ranges) {
     ranges.at_least("generate.samples_per_discipline", generate.samples_per_discipline, 1);
     ranges.at_least("generate.syllabi_per_subject", generate.syllabi_per_subject, 1);
     ranges.at_least("generate.subjects_per_sample", generate.subjects_per_sample, 1);
+    ranges.at_least("generate.max_attempts", generate.max_attempts, 1);
     ranges.min_max(
         ("generate.min_class_sessions", generate.min_class_sessions),
         ("generate.max_class_sessions", generate.max_class_sessions),

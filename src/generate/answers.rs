@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
+    Role,
     prompts::{PromptKind, Prompts},
     questions::Question,
-    step::{Step, Work, WorkList, sampling_params},
+    step::{Split, Step, Work, WorkList, sampling_params},
     text::{Rejection, is_refusal, without_thoughts},
 };
 use crate::{
@@ -76,6 +77,14 @@ impl Step for Answers<'_> {
             let id = record_id(&[self.name(), &run_seed, &question.id, &question.question]);
             Ok(Work { id, parent: question.id.clone(), item: question })
         })))
+    }
+
+    fn split(&self) -> Split {
+        Split::Own
+    }
+
+    fn role(&self) -> Role {
+        if self.config.answerer.model.is_empty() { Role::Teacher } else { Role::Answerer }
     }
 
     fn messages(&self, question: &Question) -> Result<Vec<Message>> {

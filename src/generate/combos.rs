@@ -321,6 +321,27 @@ mod tests {
     }
 
     #[test]
+    fn concepts_of_equal_sessions_are_asked_about_equally_often() {
+        let (sessions, m) = (6, 5);
+        let combinations = Combinations::new(vec![m; sessions]);
+        for ratio in [0.0, 0.5, 1.0] {
+            let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+            for i in 0..2_000 {
+                let mut rng = seed::stream(3, "questions", &i.to_string());
+                for combination in combinations.draw(10, ratio, &mut rng) {
+                    combination.key_concepts.into_iter().for_each(|concept| *counts.entry(concept).or_default() += 1);
+                }
+            }
+            assert_eq!(counts.len(), sessions * m);
+            let expected = counts.values().sum::<usize>() as f64 / counts.len() as f64;
+            let chi_square: f64 = counts.values().map(|&seen| (seen as f64 - expected).powi(2) / expected).sum();
+            // Concepts of one question are drawn together, so the statistic scatters more than that of single draws, around the
+            // same mean of about one per cell. Sessions drawn unevenly by a tenth would give some 200.
+            assert!(chi_square < 2.5 * (sessions * m) as f64, "{chi_square} at a ratio of {ratio}");
+        }
+    }
+
+    #[test]
     fn the_ratio_of_strategies_holds_on_average_even_for_single_draws() {
         let combinations = Combinations::new(vec![5; 10]);
         let two = (0..10_000)

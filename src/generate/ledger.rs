@@ -3,19 +3,27 @@
 //! Every request ends as one line in the sub-step's own file or in `rejected.jsonl`, after one line in `usage.jsonl`,
 //! and always in the order of the work list. So the answered requests are a prefix of the work list, and going on
 //! means walking that prefix: no list of ids is held in memory. Ids are hashes of what made a record, its parent's text
-//! included, so a row that stands where the work list has another id is out of date: it is moved to
-//! `*.set_aside.jsonl`, never deleted.
+//! included, so where a row stands that the work list does not have there, something has changed: the rows from there on
+//! go to [`Spare`], from which those that are still wanted are taken back without the teacher.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
-    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{stats::StepStats, step::Work, text::Rejection};
+use super::{
+    STEPS,
+    spare::{Answered, Spare},
+    stats::StepStats,
+    step::Work,
+    text::Rejection,
+};
 use crate::records::{JsonlWriter, write_atomic};
 
 /// A line of `rejected.jsonl`.
@@ -31,6 +39,26 @@ pub struct RejectedRow {
     pub reason: String,
     /// What was found instead.
     pub evidence: String,
+    /// How often it was asked; 1 where it is not written.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub attempts: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_one(attempts: &usize) -> bool {
+    *attempts == 1
+}
+
+/// Reasons that asking again does not change.
+const FINAL: [&str; 1] = ["too_long"];
+
+/// Whether a rejected request is worth another attempt.
+pub fn is_retried(reason: &str, attempts: usize, max_attempts: usize) -> bool {
+    attempts < max_attempts && !FINAL.contains(&reason)
 }
 
 /// A line of `usage.jsonl`: the tokens of one request, kept or rejected.
@@ -58,9 +86,11 @@ pub struct Decided<R> {
     pub parent: String,
     /// The record, or why there is none.
     pub outcome: Result<R, Rejection>,
-    /// Tokens of the prompt.
+    /// How often it was asked.
+    pub attempts: usize,
+    /// Tokens of the prompts of all attempts.
     pub prompt_tokens: usize,
-    /// Tokens of the completion.
+    /// Tokens of the completions of all attempts.
     pub completion_tokens: usize,
 }
 
@@ -86,7 +116,8 @@ impl Ledger {
     }
 
     /// Walks the work list as far as it is answered on disk, counting into `stats`; returns the first request that is
-    /// not, and leaves `work` behind it.
+    /// not, and leaves `work` behind it. A rejected request that may be asked again (`max_attempts`) is not answered. What
+    /// stands behind that place is in the second result.
     ///
     /// **Errors**: a damaged line, with file and number; a yield under `min_yield`.
     pub fn resume<T>(
@@ -94,7 +125,9 @@ impl Ledger {
         work: &mut dyn Iterator<Item = Result<Work<T>>>,
         stats: &mut StepStats,
         min_yield: f64,
-    ) -> Result<Option<Work<T>>> {
+        max_attempts: usize,
+    ) -> Result<(Option<Work<T>>, Spare)> {
+        let mut spare = Spare::open(self.kept.0.parent().unwrap_or(Path::new("")), &self.step)?;
         let mut kept = Rows::open(&self.kept.0, None)?;
         let mut rejected = Rows::open(&self.rejected.0, Some(&self.step))?;
         let mut usage = Rows::open(&self.usage.0, Some(&self.step))?;
@@ -102,28 +135,75 @@ impl Ledger {
         for work in work {
             let work = work?;
             let is_at = |row: Option<&Row>| row.is_some_and(|row| row.line.id == work.id);
+            let is_final = |row: &Row| !is_retried(&row.line.reason, row.line.attempts.max(1), max_attempts);
             let reason = if is_at(kept.peek()?) {
                 kept.take()?;
                 None
-            } else if is_at(rejected.peek()?) {
+            } else if is_at(rejected.peek()?) && rejected.peek()?.is_some_and(is_final) {
                 rejected.take()?.map(|row| row.line.reason)
             } else {
                 next = Some(work);
                 break;
             };
+            spare.forget(&work.id);
             // A request without its line of usage (somebody removed the file) counts no tokens and is not made again.
             let tokens = if is_at(usage.peek()?) { usage.take()?.map(|row| row.line) } else { None };
             let tokens = tokens.unwrap_or_default();
             stats.count(reason.as_deref(), tokens.prompt_tokens, tokens.completion_tokens);
             stats.check(min_yield, &self.rejected.0)?;
         }
-        // A kill between the two writes of one request leaves one line of usage too many: that is nobody's loss.
-        usage.cut(None)?;
-        for rows in [&mut kept, &mut rejected] {
-            let aside = rows.path.with_extension("set_aside.jsonl");
-            rows.cut(Some(&aside))?;
+        let is_changed = next.is_some() || kept.peek()?.is_some() || rejected.peek()?.is_some();
+        // A kill between the two writes of one request leaves one line of usage too many, and that of no row.
+        spare.add(&mut answered((kept.rest()?, rejected.rest()?), usage.rest()?)?)?;
+        let later = if is_changed { self.spare_later_steps()? } else { Vec::new() };
+        kept.cut(&[])?;
+        for rows in [&mut usage, &mut rejected] {
+            rows.cut(&later)?;
         }
-        Ok(next)
+        // A file that was written anew is another one than that which was opened.
+        for (path, writer) in [&mut self.kept, &mut self.rejected, &mut self.usage] {
+            *writer = JsonlWriter::append(path)?;
+        }
+        Ok((next, spare))
+    }
+
+    /// The files hold sub-step after sub-step, so what follows one that goes on must be written behind it again. Returns
+    /// the names of the sub-steps whose rows were moved.
+    fn spare_later_steps(&self) -> Result<Vec<&'static str>> {
+        let folder = self.kept.0.parent().unwrap_or(Path::new(""));
+        let later = STEPS.iter().skip_while(|(step, _)| *step != self.step).skip(1);
+        let mut moved = Vec::new();
+        for (step, file) in later.filter(|(_, file)| folder.join(file).exists()) {
+            let ledger = Self::open(folder, step, file)?;
+            let mut rows = rows(&ledger.kept.0, &ledger.rejected.0, &ledger.usage.0, step)?;
+            Spare::open(folder, step)?.add(&mut rows)?;
+            drop(JsonlWriter::create(&ledger.kept.0)?);
+            moved.push(*step);
+        }
+        Ok(moved)
+    }
+
+    /// What a finished sub-step did not take back is set aside.
+    pub fn set_aside(&self, spare: Spare) -> Result<()> {
+        let aside = |path: &Path| path.with_extension("set_aside.jsonl");
+        spare.finish(&aside(&self.kept.0), &aside(&self.rejected.0))
+    }
+
+    /// Writes a row that was answered before.
+    pub fn write_again(&mut self, answered: &Answered) -> Result<()> {
+        self.usage.1.write(&UsageRow {
+            id: answered.id.clone(),
+            stage: self.step.clone(),
+            prompt_tokens: answered.prompt_tokens,
+            completion_tokens: answered.completion_tokens,
+        })?;
+        if answered.is_rejected { self.rejected.1.write(&answered.row) } else { self.kept.1.write(&answered.row) }
+    }
+
+    /// All rows of a sub-step in a folder that is finished with.
+    pub fn read(folder: &Path, step: &str, file: &str) -> Result<Vec<Answered>> {
+        let [kept, rejected, usage] = [file, "rejected.jsonl", "usage.jsonl"].map(|name| folder.join(name));
+        rows(&kept, &rejected, &usage, step)?.collect()
     }
 
     /// Writes one decided request. The line of usage goes first: a record on disk is a finished request.
@@ -142,6 +222,7 @@ impl Ledger {
                 parent: decided.parent.clone(),
                 reason: rejection.reason.to_owned(),
                 evidence: rejection.evidence.clone(),
+                attempts: decided.attempts,
             }),
         }
     }
@@ -154,6 +235,39 @@ impl Ledger {
     }
 }
 
+/// All rows of a sub-step.
+fn rows(
+    kept: &Path,
+    rejected: &Path,
+    usage: &Path,
+    step: &str,
+) -> Result<impl Iterator<Item = Result<Answered>> + use<>> {
+    let rows = |path: &Path, stage: Option<&str>| Rows::open(path, stage)?.rest();
+    answered((rows(kept, None)?, rows(rejected, Some(step))?), rows(usage, Some(step))?)
+}
+
+/// Records and rejections, each with its tokens.
+fn answered(
+    (kept, rejected): (Values, Values),
+    usage: Values,
+) -> Result<impl Iterator<Item = Result<Answered>> + use<>> {
+    let mut tokens: HashMap<String, (usize, usize)> = HashMap::new();
+    for row in usage {
+        let row: UsageRow = serde_json::from_value(row?).context("not the expected line of `usage.jsonl`")?;
+        tokens.insert(row.id, (row.prompt_tokens, row.completion_tokens));
+    }
+    let rows = kept.map(|row| (row, false)).chain(rejected.map(|row| (row, true)));
+    Ok(rows.map(move |(row, is_rejected)| {
+        let row = row?;
+        let id = row["id"].as_str().unwrap_or_default().to_owned();
+        let (prompt_tokens, completion_tokens) = tokens.get(&id).copied().unwrap_or_default();
+        Ok(Answered { id, is_rejected, row, prompt_tokens, completion_tokens })
+    }))
+}
+
+/// Lines of a file.
+type Values = Box<dyn Iterator<Item = Result<Value>>>;
+
 /// What the walk reads of any line; the rest is skipped.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -163,6 +277,7 @@ struct Line {
     reason: String,
     prompt_tokens: usize,
     completion_tokens: usize,
+    attempts: usize,
 }
 
 struct Row {
@@ -178,6 +293,8 @@ struct Rows {
     /// Rows of other sub-steps are passed over. `None`: the file is the sub-step's own.
     stage: Option<String>,
     offset: u64,
+    /// Where the last row of the sub-step that was taken ends.
+    end: u64,
     line_number: usize,
     next: Option<Row>,
 }
@@ -187,7 +304,7 @@ impl Rows {
         let file = File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
         let lines = BufReader::with_capacity(1 << 16, file);
         let stage = stage.map(str::to_owned);
-        Ok(Self { path: path.to_owned(), lines, stage, offset: 0, line_number: 0, next: None })
+        Ok(Self { path: path.to_owned(), lines, stage, offset: 0, end: 0, line_number: 0, next: None })
     }
 
     fn peek(&mut self) -> Result<Option<&Row>> {
@@ -222,41 +339,49 @@ impl Rows {
     }
 
     fn take(&mut self) -> Result<Option<Row>> {
-        self.peek()?;
+        if self.peek()?.is_some() {
+            self.end = self.offset;
+        }
         Ok(self.next.take())
     }
 
-    /// Takes the rows from the next one on out of the file, into `aside` if it is given.
-    fn cut(&mut self, aside: Option<&Path>) -> Result<()> {
-        let Some(start) = self.peek()?.map(|row| row.start) else { return Ok(()) };
+    /// The rows from the next one on.
+    fn rest(&mut self) -> Result<Values> {
+        let Some(start) = self.peek()?.map(|row| row.start) else { return Ok(Box::new(std::iter::empty())) };
+        let (path, stage) = (self.path.clone(), self.stage.clone());
+        let context = move || format!("cannot read `{}`", path.display());
+        let mut file = File::open(&self.path).with_context(&context)?;
+        file.seek(SeekFrom::Start(start)).with_context(&context)?;
+        let rows = BufReader::new(file).split(b'\n').filter(|line| !line.as_ref().is_ok_and(|line| line.is_empty()));
+        let rows = rows.map(move |line| {
+            let line = line.with_context(&context)?;
+            serde_json::from_slice::<Value>(&line).with_context(&context)
+        });
+        let is_own = move |row: &Result<Value>| match (row, &stage) {
+            (Ok(row), Some(stage)) => row["stage"] == **stage,
+            _ => true,
+        };
+        Ok(Box::new(rows.filter(is_own)))
+    }
+
+    /// Takes the rows from the next one on out of the file, and those of the sub-steps in `with`.
+    fn cut(&mut self, with: &[&str]) -> Result<()> {
+        let next = self.peek()?.map(|row| row.start);
+        let Some(start) = next.or((!with.is_empty()).then_some(self.end)) else { return Ok(()) };
         let context = || format!("cannot cut `{}`", self.path.display());
         let mut file = OpenOptions::new().read(true).write(true).open(&self.path).with_context(context)?;
         file.seek(SeekFrom::Start(start)).with_context(context)?;
         let mut tail = Vec::new();
         file.read_to_end(&mut tail).with_context(context)?;
-        let (mut own, mut others) = (Vec::new(), Vec::new());
-        for line in tail.split_inclusive(|&byte| byte == b'\n') {
-            let foreign = self
-                .stage
-                .as_ref()
-                .is_some_and(|stage| serde_json::from_slice::<Line>(line).is_ok_and(|line| line.stage != *stage));
-            if foreign { others.extend_from_slice(line) } else { own.extend_from_slice(line) }
-        }
-        if let Some(aside) = aside {
-            let lines = own.iter().filter(|&&byte| byte == b'\n').count();
-            tracing::warn!(
-                "{lines} rows at the end of `{}` do not belong to the work list as it is now; they are moved to `{}` \
-                 and made again",
-                self.path.display(),
-                aside.display()
-            );
-            let mut to = OpenOptions::new().append(true).create(true).open(aside).with_context(context)?;
-            to.write_all(&own).and_then(|()| to.sync_data()).with_context(context)?;
-        }
+        let is_cut =
+            |line: &Line| self.stage.as_ref().is_none_or(|own| *own == line.stage) || with.contains(&&*line.stage);
+        let foreign = |line: &[u8]| serde_json::from_slice::<Line>(line).is_ok_and(|line| !is_cut(&line));
+        let others: Vec<u8> =
+            tail.split_inclusive(|&byte| byte == b'\n').filter(|line| foreign(line)).flatten().copied().collect();
         if others.is_empty() {
             return file.set_len(start).with_context(context);
         }
-        // Rows of other sub-steps stand behind (somebody removed a file by hand): the file is written anew.
+        // Rows of other sub-steps stand behind: the file is written anew.
         let mut whole = std::fs::read(&self.path).with_context(context)?;
         whole.truncate(start as usize);
         whole.extend_from_slice(&others);

@@ -3,7 +3,7 @@
 //! `generate.num_questions` is spread over the disciplines by their weights (evenly, where the taxonomy gives none) and then evenly over their syllabi. The questions of one
 //! syllabus follow each other, as their prompts begin alike.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::{
     combos::{Combination, Combinations, spread_evenly, spread_weighted},
     prompts::{PromptKind, Prompts},
-    step::{Step, Work, WorkList, sampling_params},
+    step::{Split, Step, Work, WorkList, sampling_params},
     syllabus::Syllabus,
     taxonomy::Discipline,
-    text::{Rejection, clean_question, distinct, is_refusal},
+    text::{Rejection, clean_question, distinct, is_other_script, is_refusal},
     weak::Round,
 };
 use crate::{
@@ -229,6 +229,22 @@ impl<'a> Step for Questions<'a> {
         Ok(Box::new(shares.flat_map(|(&syllabus, &share)| self.syllabus_work(syllabus, share)).map(Ok)))
     }
 
+    /// Syllabi before the range are passed over as a whole: their combinations need not be drawn.
+    fn work_in(&self, range: Range<usize>) -> Result<WorkList<'_, QuestionItem<'a>>> {
+        let (mut first, mut skipped) = (0, 0);
+        while first < self.shares.len() && skipped + self.shares[first] <= range.start {
+            skipped += self.shares[first];
+            first += 1;
+        }
+        let shares = self.syllabi[first..].iter().zip(&self.shares[first..]);
+        let work = shares.flat_map(|(&syllabus, &share)| self.syllabus_work(syllabus, share)).map(Ok);
+        Ok(Box::new(work.skip(range.start - skipped).take(range.len())))
+    }
+
+    fn split(&self) -> Split {
+        Split::Apart
+    }
+
     fn messages(&self, item: &QuestionItem) -> Result<Vec<Message>> {
         self.prompts.messages(PromptKind::Question, &item.variables())
     }
@@ -246,6 +262,12 @@ impl<'a> Step for Questions<'a> {
             return Err(Rejection::new("refused", question));
         }
         let item = &work.item;
+        let syllabus = item.syllabus;
+        let like =
+            [&syllabus.subject, &syllabus.introduction, &item.titles().join(" "), &item.key_concepts().join(" ")];
+        if is_other_script(question, &like.map(String::as_str).join(" ")) {
+            return Err(Rejection::new("wrong_language", question));
+        }
         Ok(Question {
             id: work.id.clone(),
             parent: work.parent.clone(),

@@ -25,6 +25,9 @@ pub struct StepStats {
     pub prompt_tokens: usize,
     /// Tokens that the teacher wrote for them.
     pub completion_tokens: usize,
+    /// Whether this is a part of a sub-step: a few results say nothing of its yield.
+    #[serde(skip)]
+    pub is_part: bool,
 }
 
 /// Fewest results before a sub-step is judged by its yield.
@@ -41,7 +44,19 @@ impl StepStats {
             pending: requested,
             prompt_tokens: 0,
             completion_tokens: 0,
+            is_part: false,
         }
+    }
+
+    /// Adds the row of a part of this sub-step.
+    pub fn add(&mut self, part: &StepStats) {
+        self.kept += part.kept;
+        self.pending -= part.decided();
+        for (reason, count) in &part.rejected {
+            *self.rejected.entry(reason.clone()).or_default() += count;
+        }
+        self.prompt_tokens += part.prompt_tokens;
+        self.completion_tokens += part.completion_tokens;
     }
 
     /// Requests answered, well or badly.
@@ -62,11 +77,11 @@ impl StepStats {
     }
 
     /// Whether it is time to judge and the yield is under its floor: after the first 50 results or 5 % of the work
-    /// list, whichever is more, and at the end.
+    /// list, whichever is more, and at the end; a part with fewer results is judged with the others.
     pub fn is_under(&self, min_yield: f64) -> bool {
         let early = MIN_RESULTS.max(self.requested.div_ceil(20));
         let decided = self.decided();
-        let due = decided == early || self.pending == 0;
+        let due = decided == early || self.pending == 0 && (!self.is_part || decided >= MIN_RESULTS);
         due && decided > 0 && (self.kept as f64) < min_yield * decided as f64
     }
 

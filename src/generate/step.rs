@@ -5,16 +5,24 @@
 //! counted rejection. The work list is an iterator and only requests in flight are held, so memory does not grow with
 //! the number of questions.
 
-use std::{cell::RefCell, collections::HashMap, iter};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    iter,
+    ops::Range,
+    path::PathBuf,
+};
 
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 
 use super::{
-    Stage,
-    ledger::{Decided, Ledger},
+    Role, Stage,
+    ledger::{Decided, Ledger, is_retried},
+    pilot, shards,
+    spare::{Answered, Spare},
     stats::StepStats,
-    text::Rejection,
+    text::{Rejection, template_marker},
 };
 use crate::{
     config::SamplingConfig,
@@ -38,6 +46,26 @@ pub struct Work<T> {
 /// A work list, made as it is read.
 pub type WorkList<'a, T> = Box<dyn Iterator<Item = Result<Work<T>>> + 'a>;
 
+/// How shards divide a sub-step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// Every shard needs all of it: each does its part and whatever part nobody is at.
+    Together,
+    /// Each does its part.
+    Apart,
+    /// The work list is the shard's own already.
+    Own,
+}
+
+/// What is done of a sub-step in one go, and where it is written.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The folder of the files.
+    pub folder: PathBuf,
+    /// Positions in the work list.
+    pub range: Range<usize>,
+}
+
 /// A sub-step with one request per record.
 pub trait Step {
     /// What one request needs.
@@ -56,6 +84,21 @@ pub trait Step {
 
     /// The work list: a pure function of the files before this sub-step, the configuration and the seed.
     fn work(&self) -> Result<WorkList<'_, Self::Item>>;
+
+    /// A range of it.
+    fn work_in(&self, range: Range<usize>) -> Result<WorkList<'_, Self::Item>> {
+        Ok(Box::new(self.work()?.skip(range.start).take(range.len())))
+    }
+
+    /// How shards divide it.
+    fn split(&self) -> Split {
+        Split::Together
+    }
+
+    /// Which model is asked.
+    fn role(&self) -> Role {
+        Role::Teacher
+    }
 
     /// The conversation of a request.
     fn messages(&self, item: &Self::Item) -> Result<Vec<Message>>;
@@ -92,7 +135,13 @@ pub fn sampling_params(config: &SamplingConfig, constraint: Option<Constraint>) 
 /// made until then stays.
 pub fn run_step<S: Step>(stage: &mut Stage, step: &S) -> Result<StepStats> {
     let mut stats = StepStats::new(step.name(), step.total());
-    let result = finish_step(stage, step, &mut stats);
+    let result = match stage.shard {
+        None => {
+            let part = Part { folder: stage.folder.clone(), range: 0..step.total() };
+            finish_part(stage, step, &part, &mut stats)
+        }
+        Some(shard) => shards::run_step(stage, step, shard, &mut stats),
+    };
     // The table is written even where the sub-step fails: it says how far it came.
     let saved = stage.add_stats(stats.clone());
     result?;
@@ -100,81 +149,201 @@ pub fn run_step<S: Step>(stage: &mut Stage, step: &S) -> Result<StepStats> {
     Ok(stats)
 }
 
-fn finish_step<S: Step>(stage: &mut Stage, step: &S, stats: &mut StepStats) -> Result<()> {
-    let mut work = step.work()?;
-    let mut ledger = Ledger::open(&stage.folder, step.name(), step.file())?;
-    let min_yield = stage.config.generate.min_yield;
-    let Some(next) = ledger.resume(&mut work, stats, min_yield)? else { return Ok(()) };
-    if stats.decided() > 0 {
-        tracing::info!("{}: {} of {} are on disk already", step.name(), stats.decided(), stats.requested);
+/// Does what is left of a part, counting into `stats`.
+pub fn finish_part<S: Step>(stage: &mut Stage, step: &S, part: &Part, stats: &mut StepStats) -> Result<()> {
+    let mut work = step.work_in(part.range.clone())?;
+    let mut ledger = Ledger::open(&part.folder, step.name(), step.file())?;
+    let config = &stage.config.generate;
+    // Greedy text comes out the same however often it is asked for.
+    let max_attempts = if step.sampling().temperature > 0.0 { config.max_attempts } else { 1 };
+    let (next, mut spare) = ledger.resume(&mut work, stats, config.min_yield, max_attempts)?;
+    if let Some(next) = next {
+        spare.add_pilot(pilot::rows(stage, step.name(), step.file())?);
+        if stats.decided() > 0 {
+            tracing::info!("{}: {} of {} are on disk already", step.name(), stats.decided(), stats.requested);
+        }
+        let min_yield = config.min_yield;
+        let mut book = Book { ledger: &mut ledger, stats, min_yield, ordered: Ordered::default(), progress: None };
+        serve(stage, step, &mut iter::once(Ok(next)).chain(work), (&mut book, &mut spare), max_attempts)?;
+        book.finish(step.name())?;
     }
-    serve(stage, step, &mut iter::once(Ok(next)).chain(work), &mut ledger, stats)?;
+    ledger.set_aside(spare)?;
     ledger.sync()
 }
 
+/// Where results go: into line, then to disk and into the yield table.
+struct Book<'a, R> {
+    ledger: &'a mut Ledger,
+    stats: &'a mut StepStats,
+    min_yield: f64,
+    ordered: Ordered<Entry<R>>,
+    progress: Option<Progress>,
+}
+
+/// A result on its way to disk.
+enum Entry<R> {
+    /// The teacher's.
+    New(Decided<R>),
+    /// One that was there already.
+    Again(Answered),
+}
+
+impl<R: Serialize> Book<'_, R> {
+    fn put(&mut self, position: usize, entry: Entry<R>) -> Result<()> {
+        let Self { ledger, stats, min_yield, ordered, progress } = self;
+        ordered.push(position, entry, |entry| {
+            match &entry {
+                Entry::New(decided) => {
+                    ledger.write(decided)?;
+                    let reason = decided.outcome.as_ref().err().map(|rejection| rejection.reason);
+                    stats.count(reason, decided.prompt_tokens, decided.completion_tokens);
+                }
+                Entry::Again(answered) => {
+                    ledger.write_again(answered)?;
+                    stats.count(answered.reason().as_deref(), answered.prompt_tokens, answered.completion_tokens);
+                }
+            }
+            if let Some(progress) = progress {
+                progress.advance(1, &format!("kept {}/{}", stats.kept, stats.decided()));
+            }
+            stats.check(*min_yield, ledger.rejected_file())
+        })
+    }
+
+    fn finish(self, step: &str) -> Result<()> {
+        if let Some(progress) = self.progress {
+            progress.finish();
+        }
+        ensure!(self.stats.pending == 0, "{step}: the teacher left {} requests unanswered", self.stats.pending);
+        Ok(())
+    }
+}
+
+/// A request that is not answered for good.
+struct Asking<T> {
+    position: usize,
+    work: Work<T>,
+    /// This one included.
+    attempt: usize,
+    /// Tokens of the prompts and completions of earlier attempts.
+    tokens: (usize, usize),
+}
+
+/// Takes what is known from `spare` and asks the teacher for the rest.
 fn serve<S: Step>(
     stage: &mut Stage,
     step: &S,
     work: &mut dyn Iterator<Item = Result<Work<S::Item>>>,
-    ledger: &mut Ledger,
-    stats: &mut StepStats,
+    (book, spare): (&mut Book<S::Record>, &mut Spare),
+    max_attempts: usize,
 ) -> Result<()> {
-    let (run_seed, min_yield) = (stage.config.seed, stage.config.generate.min_yield);
-    let teacher = stage.teacher()?;
+    let run_seed = stage.config.seed;
     let sampling = step.sampling();
-    // Both closures below touch these two: the iterator puts work in, the callback takes it out.
-    let in_flight = RefCell::new(HashMap::<String, (usize, Work<S::Item>)>::new());
-    let failure: RefCell<Option<anyhow::Error>> = RefCell::default();
-    let request = |position: usize, work: Result<Work<S::Item>>| -> Result<Request> {
-        let work = work?;
-        let messages = step.messages(&work.item)?;
-        let seed = seed::derive(run_seed, step.name(), &work.id);
-        let id = work.id.clone();
-        let twice = in_flight.borrow_mut().insert(id.clone(), (position, work)).is_some();
-        ensure!(!twice, "{}: the id {id} is twice in the work list", step.name());
-        Ok(Request { id, prompt: Prompt::Messages(messages), sampling: SamplingParams { seed, ..sampling.clone() } })
+    let mut work = work.enumerate();
+    // The iterator of requests and the callback of results both work on these.
+    let in_flight = RefCell::new(HashMap::<String, Asking<S::Item>>::new());
+    let again = RefCell::new(VecDeque::<Asking<S::Item>>::new());
+    let book = RefCell::new(book);
+    let mut next = || -> Result<Option<Asking<S::Item>>> {
+        if let Some(asking) = again.borrow_mut().pop_front() {
+            return Ok(Some(asking));
+        }
+        for (position, work) in work.by_ref() {
+            let work = work?;
+            let known = if spare.is_empty() { None } else { spare.take(&work.id)? };
+            match known {
+                None => return Ok(Some(Asking { position, work, attempt: 1, tokens: (0, 0) })),
+                Some(known) => match known.reason() {
+                    Some(reason) if is_retried(&reason, known.attempts(), max_attempts) => {
+                        let (attempt, tokens) = (known.attempts() + 1, (known.prompt_tokens, known.completion_tokens));
+                        return Ok(Some(Asking { position, work, attempt, tokens }));
+                    }
+                    _ => book.borrow_mut().put(position, Entry::Again(known))?,
+                },
+            }
+        }
+        Ok(None)
     };
-    let mut requests = work.enumerate().map_while(|(position, work)| {
-        request(position, work).map_err(|error| *failure.borrow_mut() = Some(error)).ok()
-    });
-    let mut progress = Progress::new(step.name(), stats.decided() as u64, stats.requested as u64);
-    let mut ordered = Ordered::default();
-    let served = teacher.generate(&mut requests, &mut |completion| {
-        let Some((position, work)) = in_flight.borrow_mut().remove(&completion.id) else {
-            bail!("{}: a result came for `{}`, which was not asked for", step.name(), completion.id)
-        };
-        ordered.push(position, decide(step, work, &completion), |decided| {
-            ledger.write(&decided)?;
-            let reason = decided.outcome.as_ref().err().map(|rejection| rejection.reason);
-            stats.count(reason, decided.prompt_tokens, decided.completion_tokens);
-            progress.advance(1, &format!("kept {}/{}", stats.kept, stats.decided()));
-            stats.check(min_yield, ledger.rejected_file())
-        })
-    });
-    progress.finish();
-    served?;
-    if let Some(error) = failure.take() {
-        return Err(error);
+    let mut request = || -> Result<Option<Request>> {
+        let Some(asking) = next()? else { return Ok(None) };
+        let prompt = Prompt::Messages(step.messages(&asking.work.item)?);
+        let id = asking.work.id.clone();
+        let seed = seed_of(run_seed, step.name(), &id, asking.attempt);
+        let twice = in_flight.borrow_mut().insert(id.clone(), asking).is_some();
+        ensure!(!twice, "{}: the id {id} is twice in the work list", step.name());
+        Ok(Some(Request { id, prompt, sampling: SamplingParams { seed, ..sampling.clone() } }))
+    };
+    // Looked for before the teacher is loaded: everything may be there.
+    let Some(first) = request()? else { return Ok(()) };
+    {
+        let mut book = book.borrow_mut();
+        let (done, all) = (book.stats.decided() as u64, book.stats.requested as u64);
+        book.progress = Some(Progress::new(step.name(), done, all));
     }
-    ensure!(stats.pending == 0, "{}: the teacher left {} requests unanswered", step.name(), stats.pending);
+    let teacher = stage.model(step.role())?;
+    let mut first = Some(first);
+    // Once more for requests that came back to be asked again when no other was left.
+    while first.is_some() {
+        let mut failure = None;
+        let mut requests = iter::from_fn(|| match first.take() {
+            Some(first) => Some(first),
+            None => request().unwrap_or_else(|error| {
+                failure = Some(error);
+                None
+            }),
+        });
+        teacher.generate(&mut requests, &mut |completion| {
+            let Some(asking) = in_flight.borrow_mut().remove(&completion.id) else {
+                bail!("{}: a result came for `{}`, which was not asked for", step.name(), completion.id)
+            };
+            let (position, attempt) = (asking.position, asking.attempt);
+            let tokens = (asking.tokens.0 + completion.prompt_tokens, asking.tokens.1 + completion.token_ids.len());
+            let outcome = outcome(step, &asking.work, &completion);
+            if outcome.as_ref().is_err_and(|rejection| is_retried(rejection.reason, attempt, max_attempts)) {
+                again.borrow_mut().push_back(Asking { attempt: attempt + 1, tokens, ..asking });
+                return Ok(());
+            }
+            let Work { id, parent, .. } = asking.work;
+            let decided = Decided {
+                id,
+                parent,
+                outcome,
+                attempts: attempt,
+                prompt_tokens: tokens.0,
+                completion_tokens: tokens.1,
+            };
+            book.borrow_mut().put(position, Entry::New(decided))
+        })?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        ensure!(in_flight.borrow().is_empty(), "{}: the teacher left requests unanswered", step.name());
+        first = request()?;
+    }
     Ok(())
 }
 
-fn decide<S: Step>(step: &S, work: Work<S::Item>, completion: &Completion) -> Decided<S::Record> {
-    let outcome = match completion.finish_reason {
+/// The seed of an attempt; that of the first depends on the record alone.
+fn seed_of(run_seed: u64, step: &str, id: &str, attempt: usize) -> u64 {
+    if attempt == 1 {
+        seed::derive(run_seed, step, id)
+    } else {
+        seed::derive(run_seed, step, &format!("{id} {attempt}"))
+    }
+}
+
+/// What became of a request.
+fn outcome<S: Step>(step: &S, work: &Work<S::Item>, completion: &Completion) -> Result<S::Record, Rejection> {
+    match completion.finish_reason {
         FinishReason::Error => {
             let error = completion.error.as_deref().unwrap_or("no reason was given");
             Err(Rejection::new(if is_about_length(error) { "too_long" } else { "unservable" }, error))
         }
         FinishReason::Length if !step.keeps_truncated() => Err(Rejection::new("truncated", completion.text.as_str())),
-        _ => step.record(&work, &completion.text),
-    };
-    Decided {
-        id: work.id,
-        parent: work.parent,
-        outcome,
-        prompt_tokens: completion.prompt_tokens,
-        completion_tokens: completion.token_ids.len(),
+        _ if template_marker(&completion.text).is_some() => {
+            Err(Rejection::new("template_marker", completion.text.as_str()))
+        }
+        _ => step.record(work, &completion.text),
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Stage,
+    branch::Editions,
     prompts::{PromptKind, Prompts},
     step::{Step, Work, WorkList, run_step},
     taxonomy::Discipline,
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     config::{Config, GenerateConfig},
     language_model::{Message, SamplingParams},
-    records::{read_jsonl, write_atomic},
+    records::write_atomic,
     seed::record_id,
 };
 
@@ -82,9 +83,14 @@ const MAX_SUBTOPICS: usize = 16;
 const MAX_NAME_CHARS: usize = 120;
 
 /// Does what is left of the sub-steps and returns the subjects of every discipline.
-pub fn run(stage: &mut Stage, prompts: &Prompts, disciplines: &[Discipline]) -> Result<Vec<Subject>> {
+pub fn run(
+    stage: &mut Stage,
+    prompts: &Prompts,
+    disciplines: &[Discipline],
+    editions: &Editions,
+) -> Result<Vec<Subject>> {
     let config = stage.config;
-    let mut topics = topics(&config.generate, disciplines);
+    let mut topics = topics(&config.generate, disciplines, editions);
     if config.generate.two_step {
         let drafts = Drafts {
             name: "subject_drafts",
@@ -99,7 +105,7 @@ pub fn run(stage: &mut Stage, prompts: &Prompts, disciplines: &[Discipline]) -> 
     }
     let step = SubjectSamples { config, prompts, topics };
     run_step(stage, &step)?;
-    let samples = read_jsonl::<SubjectSample>(&stage.folder.join(step.file()))?;
+    let samples = stage.read(&step)?;
     let subjects = merge(&samples, disciplines, &config.generate, config.seed);
     let path = stage.folder.join("subjects.jsonl");
     let mut lines = Vec::new();
@@ -107,17 +113,18 @@ pub fn run(stage: &mut Stage, prompts: &Prompts, disciplines: &[Discipline]) -> 
         serde_json::to_writer(&mut lines, subject)?;
         lines.push(b'\n');
     }
-    // Computed anew each time; written only where it is not there as it should be.
-    if std::fs::read(&path).ok().as_ref() != Some(&lines) {
+    // Computed anew each time; written only where it is not there as it should be, and for shards when they are merged.
+    if stage.shard.is_none() && std::fs::read(&path).ok().as_ref() != Some(&lines) {
         write_atomic(&path, &lines)?;
     }
     Ok(subjects)
 }
 
-fn topics(config: &GenerateConfig, disciplines: &[Discipline]) -> Vec<Topic> {
+fn topics(config: &GenerateConfig, disciplines: &[Discipline], editions: &Editions) -> Vec<Topic> {
     let topic = |discipline: &Discipline, sample| Topic {
         parent: discipline.id.clone(),
         sample,
+        edition: editions.of_discipline(&discipline.id),
         variables: json!({
             "discipline": discipline.name,
             "field": discipline.field,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Stage,
+    branch::Editions,
     prompts::{PromptKind, Prompts},
     step::{Step, Work, WorkList, run_step},
     subjects::Subject,
@@ -18,7 +19,6 @@ use super::{
 use crate::{
     config::{Config, GenerateConfig},
     language_model::{Message, SamplingParams},
-    records::read_jsonl,
 };
 
 /// A line of `syllabi.jsonl`.
@@ -57,13 +57,16 @@ pub fn run(
     prompts: &Prompts,
     subjects: &[Subject],
     samples: &Samples,
-    num_rounds: usize,
+    (num_rounds, editions): (usize, &Editions),
 ) -> Result<Vec<Vec<Syllabus>>> {
     let config = stage.config;
     let mut topics: Vec<Topic> = (0..=num_rounds)
         .flat_map(|round| subjects.iter().map(move |subject| (round, subject)))
         .flat_map(|(round, subject)| {
-            samples.of(&subject.discipline, round).map(|sample| topic(&config.generate, subject, sample))
+            samples.of(&subject.discipline, round).map(|sample| {
+                let edition = editions.of_subject(subject);
+                Topic { edition, ..topic(&config.generate, subject, sample) }
+            })
         })
         .collect();
     if config.generate.two_step {
@@ -84,17 +87,27 @@ pub fn run(
     let rounds: HashMap<String, usize> =
         step.topics.iter().map(|topic| (topic.id(step.name(), config.seed), round_of(topic))).collect();
     let mut syllabi = vec![Vec::new(); num_rounds + 1];
-    for syllabus in read_jsonl::<Syllabus>(&stage.folder.join(step.file()))? {
+    for syllabus in stage.read(&step)? {
         let round = rounds.get(&syllabus.id).copied().unwrap_or(0);
         syllabi[round].push(syllabus);
     }
     Ok(syllabi)
 }
 
+/// A hash of all syllabi: whether two machines draw their questions from the same ones.
+pub fn hash(syllabi: &[Vec<Syllabus>]) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for syllabus in syllabi.iter().flatten() {
+        hasher.update(&serde_json::to_vec(syllabus)?);
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_string())
+}
+
 fn topic(config: &GenerateConfig, subject: &Subject, sample: usize) -> Topic {
     Topic {
         parent: subject.id.clone(),
         sample,
+        edition: 0,
         variables: json!({
             "discipline": subject.discipline,
             "subject": subject.subject,

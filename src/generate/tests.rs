@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow};
 use serde_json::Value;
 
 use super::{
-    Stats,
+    Extra, Role, Stats,
     ledger::RejectedRow,
     scripted::{Asked, Reply, Scripted, asked, good_reply},
 };
@@ -24,15 +24,17 @@ use crate::{
 };
 
 /// A run directory with a taxonomy of two disciplines, and the configuration that goes with it.
-struct Bench {
-    folder: tempfile::TempDir,
-    config: Config,
+pub struct Bench {
+    pub folder: tempfile::TempDir,
+    pub config: Config,
     /// What `--weak` names.
     weak: Option<PathBuf>,
+    /// What `--only` names.
+    pub only: Option<&'static str>,
 }
 
 impl Bench {
-    fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let taxonomy = folder.path().join("taxonomy.toml");
         std::fs::write(
@@ -46,44 +48,48 @@ impl Bench {
         config.generate.num_questions = 12;
         config.generate.min_class_sessions = 1;
         config.generate.min_yield = 0.0;
-        Ok(Self { folder, config, weak: None })
+        Ok(Self { folder, config, weak: None, only: None })
     }
 
-    fn run_dir(&self) -> PathBuf {
+    pub fn run_dir(&self) -> PathBuf {
         self.folder.path().join("run")
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.run_dir().join("generate").join(name)
     }
 
     /// Runs the stage; returns how often the teacher was loaded.
-    fn run(&self, teacher: impl FnMut() -> Scripted) -> (usize, Result<()>) {
+    pub fn run(&self, teacher: impl FnMut() -> Scripted) -> (usize, Result<()>) {
         let run_dir = match RunDir::open(&self.run_dir(), &self.config) {
             Ok(run_dir) => run_dir,
             Err(error) => return (0, Err(error)),
         };
         let mut teacher = teacher;
         let mut loaded = 0;
-        let result = super::run(&self.config, &run_dir, self.weak.as_deref(), &mut || {
+        let extra = Extra { weak: self.weak.as_deref(), only: self.only };
+        let result = super::run(&self.config, &run_dir, extra, &mut |_| {
             loaded += 1;
             Ok(Box::new(teacher()) as Box<dyn LanguageModel>)
         });
         (loaded, result)
     }
 
-    /// Every file of the stage.
-    fn files(&self) -> Result<BTreeMap<String, String>> {
+    /// Every file of the stage; those of shards are left out.
+    pub fn files(&self) -> Result<BTreeMap<String, String>> {
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(self.run_dir().join("generate"))? {
             let entry = entry?;
+            if entry.path().is_dir() {
+                continue;
+            }
             files.insert(entry.file_name().to_string_lossy().into_owned(), std::fs::read_to_string(entry.path())?);
         }
         Ok(files)
     }
 }
 
-fn good(max_num_seqs: usize) -> Scripted {
+pub fn good(max_num_seqs: usize) -> Scripted {
     Scripted::new(Rc::new(|request| Reply::Text(good_reply(request))), max_num_seqs)
 }
 
@@ -92,7 +98,7 @@ fn scripted(script: impl Fn(&Request) -> Reply + 'static) -> Scripted {
 }
 
 /// Spoils a quarter of all replies, with each kind of damage.
-fn spoilt(request: &Request) -> Reply {
+pub fn spoilt(request: &Request) -> Reply {
     damaged(request, 16)
 }
 
@@ -113,11 +119,11 @@ fn damaged(request: &Request, out_of: u64) -> Reply {
     }
 }
 
-fn rows(path: &Path) -> Result<Vec<Value>> {
+pub fn rows(path: &Path) -> Result<Vec<Value>> {
     read_jsonl(path)
 }
 
-fn ids(path: &Path) -> Result<BTreeSet<String>> {
+pub fn ids(path: &Path) -> Result<BTreeSet<String>> {
     Ok(rows(path)?.iter().map(|row| row["id"].as_str().expect("a row has an id").to_owned()).collect())
 }
 
@@ -304,22 +310,28 @@ fn a_yield_under_the_floor_ends_the_step_early_with_reasons_and_nothing_lost() -
 }
 
 #[test]
-fn a_removed_line_is_made_again_and_rows_behind_it_are_set_aside() -> Result<()> {
+fn a_removed_line_is_made_again_and_the_rows_behind_it_are_not() -> Result<()> {
     let bench = Bench::new()?;
     bench.run(|| Scripted::new(Rc::new(spoilt), 4)).1?;
     let expected = bench.files()?;
-    let text = &expected["questions.jsonl"];
-    let without_second: Vec<&str> =
-        text.lines().enumerate().filter(|&(line, _)| line != 1).map(|(_, line)| line).collect();
-    std::fs::write(bench.file("questions.jsonl"), without_second.join("\n") + "\n")?;
-    bench.run(|| Scripted::new(Rc::new(spoilt), 4)).1?;
-    let mut files = bench.files()?;
-    let aside = files.remove("questions.set_aside.jsonl").expect("rows were set aside");
-    assert_eq!(aside, without_second[1..].join("\n") + "\n");
-    files.remove("rejected.set_aside.jsonl");
-    assert_eq!(files["answers.jsonl"], expected["answers.jsonl"]);
-    assert_eq!(files["questions.jsonl"], expected["questions.jsonl"]);
-    assert_eq!(files["stats.json"], expected["stats.json"]);
+    for file in ["questions.jsonl", "syllabi.jsonl", "rejected.jsonl", "usage.jsonl"] {
+        let without_second: Vec<&str> =
+            expected[file].lines().enumerate().filter(|&(line, _)| line != 1).map(|(_, line)| line).collect();
+        std::fs::write(bench.file(file), without_second.join("\n") + "\n")?;
+        let asked_for = Rc::new(Cell::new(0));
+        let counter = Rc::clone(&asked_for);
+        let script: Rc<dyn Fn(&Request) -> Reply> = Rc::new(move |request| {
+            counter.set(counter.get() + 1);
+            spoilt(request)
+        });
+        bench.run(|| Scripted::new(Rc::clone(&script), 4)).1?;
+        if file == "usage.jsonl" {
+            assert_eq!(asked_for.get(), 0, "a line of usage is no reason to ask again");
+        } else {
+            assert_eq!(asked_for.get(), 1, "{file}");
+            assert_eq!(bench.files()?, expected, "{file}");
+        }
+    }
     Ok(())
 }
 
@@ -339,6 +351,8 @@ fn answers_of_a_changed_question_are_made_again() -> Result<()> {
         (answer["question"].as_str(), answer["answer"].as_str()),
         (Some("Who are you?"), Some("It is Who are you?."))
     );
+    let aside = rows(&bench.file("answers.set_aside.jsonl"))?;
+    assert_eq!((aside.len(), aside[0]["question"].as_str()), (1, Some(old)), "the old answer is not lost");
     Ok(())
 }
 
@@ -368,9 +382,40 @@ fn a_teacher_with_other_weights_is_refused_and_an_interruption_passes_through() 
     let (_, result) = bench.run(|| good(4).with_hash("another"));
     assert_eq!(exit_code(&result.expect_err("another teacher")), 2);
     let run_dir = RunDir::open(&bench.run_dir(), &bench.config)?;
-    let error = super::run(&bench.config, &run_dir, None, &mut || Err(anyhow!(Failure::Interrupted)));
+    let error = super::run(&bench.config, &run_dir, Extra::default(), &mut |_| Err(anyhow!(Failure::Interrupted)));
     assert_eq!(exit_code(&error.expect_err("interrupted while loading")), 130);
     Ok(())
+}
+
+#[test]
+fn questions_and_answers_may_come_from_two_models_of_which_one_is_loaded_at_a_time() -> Result<()> {
+    let mut bench = Bench::new()?;
+    bench.config.answerer.model = "another".into();
+    let loaded = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let alive = Rc::new(());
+    let run = |hash: &str| -> Result<()> {
+        let run_dir = RunDir::open(&bench.run_dir(), &bench.config)?;
+        super::run(&bench.config, &run_dir, Extra::default(), &mut |role| {
+            assert_eq!(Rc::strong_count(&alive), 1, "the first model is gone before the second comes");
+            loaded.borrow_mut().push(role);
+            let held = Rc::clone(&alive);
+            let script = move |request: &Request| {
+                let _held = &held;
+                let is_answer = asked(request) == Asked::Answer;
+                assert_eq!(is_answer, role == Role::Answerer);
+                Reply::Text(if is_answer { "So it is.".into() } else { good_reply(request) })
+            };
+            let model = Scripted::new(Rc::new(script), 4);
+            Ok(Box::new(if role == Role::Answerer { model.with_hash(hash) } else { model }) as Box<dyn LanguageModel>)
+        })
+    };
+    run("other weights")?;
+    assert_eq!(*loaded.borrow(), [Role::Teacher, Role::Answerer]);
+    assert!(rows(&bench.file("answers.jsonl"))?.iter().all(|row| row["answer"] == "So it is."));
+    std::fs::remove_file(bench.file("answers.jsonl"))?;
+    let error = run("weights again other").expect_err("the run was begun with another answerer");
+    assert!(error.to_string().contains("the answerer `scripted`"), "{error}");
+    run("other weights")
 }
 
 #[test]

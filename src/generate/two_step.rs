@@ -15,7 +15,6 @@ use super::{
 use crate::{
     config::SamplingConfig,
     language_model::{Constraint, Message, SamplingParams},
-    records::read_jsonl,
     seed::record_id,
 };
 
@@ -26,6 +25,8 @@ pub struct Topic {
     pub parent: String,
     /// Which of several samples of the same prompt this is.
     pub sample: usize,
+    /// How often its branch was drawn anew.
+    pub edition: usize,
     /// Variables of both templates.
     pub variables: Value,
     /// The reply to the first turn.
@@ -45,7 +46,12 @@ impl Topic {
     pub fn id(&self, step: &str, run_seed: u64) -> String {
         let draft = self.draft.as_deref().unwrap_or_default();
         let variables = self.variables.to_string();
-        record_id(&[step, &run_seed.to_string(), &self.parent, &self.sample.to_string(), &variables, draft])
+        let (run_seed, sample, edition) = (run_seed.to_string(), self.sample.to_string(), self.edition.to_string());
+        let mut parts = vec![step, &run_seed, &self.parent, &sample, &variables, draft];
+        if self.edition > 0 {
+            parts.push(&edition);
+        }
+        record_id(&parts)
     }
 }
 
@@ -136,7 +142,7 @@ impl Step for Drafts<'_> {
 /// Makes the drafts and returns the topics that have one, each with its draft.
 pub fn with_drafts(stage: &mut Stage, drafts: &Drafts) -> Result<Vec<Topic>> {
     run_step(stage, drafts)?;
-    let mut written = read_jsonl::<Draft>(&stage.folder.join(drafts.file))?.into_iter().peekable();
+    let mut written = stage.read(drafts)?.into_iter().peekable();
     let mut topics = Vec::new();
     // Both are in the order of the work list; a topic whose draft was rejected has no row.
     for topic in drafts.topics {

@@ -12,6 +12,8 @@ mod code_tasks;
 mod evaluate_kill;
 mod fetch;
 mod fetch_benchmarks;
+mod generate_kill;
+mod generate_paper;
 mod gguf;
 mod grammar;
 mod http;
