@@ -18,6 +18,7 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod lora;
 pub mod matmul;
+pub mod minhash;
 pub mod noise;
 pub mod rms_norm;
 pub mod rope;

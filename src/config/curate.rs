@@ -1,5 +1,7 @@
 //! `[curate]`: pairs to training rows.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// Stage 2.
@@ -22,10 +24,22 @@ pub struct CurateConfig {
     pub decontaminate_ngram: usize,
     /// An answer must match this regular expression; empty asks for nothing.
     pub answer_pattern: String,
+    /// Conditions on the columns of `scores.jsonl`, such as `arithmetic_wrong <= 0`; rows that break one are rejected.
+    pub thresholds: Vec<String>,
+    /// Word lists of the audit, written as `configs/lexicons/audit.toml`; empty takes the built-in ones.
+    pub lexicon: PathBuf,
+    /// Most rows of one discipline, so that none outweighs the others; 0 is no limit. Which stay is drawn by the seed.
+    pub max_rows_per_discipline: usize,
+    /// Share of the training rows in which names and pronouns of one gender are exchanged for the other's.
+    pub counterfactual_fraction: f64,
     /// Share of rows for validation.
     pub valid_fraction: f64,
     /// Share of rows for the test set.
     pub test_fraction: f64,
+    /// Test rows of each discipline, of key concepts that no training row has; 0 draws `test_fraction` of the rows instead.
+    pub test_per_discipline: usize,
+    /// Also write `dataset/`: Parquet, Alpaca, ShareGPT, a card and the descriptions that trainers read.
+    pub dataset: bool,
     /// Control experiment: shuffle the answers among the questions, so that nothing but the format can be learnt.
     pub shuffle_answers: bool,
 }
@@ -41,8 +55,14 @@ impl Default for CurateConfig {
             decontaminate: true,
             decontaminate_ngram: 13,
             answer_pattern: String::new(),
+            thresholds: Vec::new(),
+            lexicon: PathBuf::new(),
+            max_rows_per_discipline: 0,
+            counterfactual_fraction: 0.0,
             valid_fraction: 0.02,
             test_fraction: 0.02,
+            test_per_discipline: 0,
+            dataset: true,
             shuffle_answers: false,
         }
     }

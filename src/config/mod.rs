@@ -16,6 +16,7 @@ mod judge;
 mod keys;
 mod load;
 mod report;
+mod thresholds;
 mod train;
 mod validate;
 
@@ -31,6 +32,7 @@ pub use self::{
     judge::JudgeConfig,
     load::load,
     report::ReportConfig,
+    thresholds::{COLUMNS, Threshold},
     train::{ActivationCheckpointing, LrSchedule, ReportTo, TrainConfig, TrainInit, TrainMethod},
 };
 use crate::device::DeviceKind;

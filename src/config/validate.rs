@@ -2,7 +2,9 @@
 
 use anyhow::{Result, bail};
 
-use super::{Config, CurateConfig, EvaluateConfig, GenerateConfig, ImproveConfig, SamplingConfig, TrainConfig};
+use super::{
+    Config, CurateConfig, EvaluateConfig, GenerateConfig, ImproveConfig, SamplingConfig, Threshold, TrainConfig,
+};
 
 impl Config {
     /// Checks every range.
@@ -88,6 +90,12 @@ fn check_curate(curate: &CurateConfig, ranges: &mut Ranges) {
     if let Err(error) = regex::Regex::new(&curate.answer_pattern) {
         ranges.complaints.push(format!("`curate.answer_pattern` is not a regular expression: {error}"));
     }
+    for threshold in &curate.thresholds {
+        if let Err(what) = Threshold::parse(threshold) {
+            ranges.complaints.push(format!("`curate.thresholds`: {what}"));
+        }
+    }
+    ranges.fraction("curate.counterfactual_fraction", curate.counterfactual_fraction);
     ranges.fraction("curate.valid_fraction", curate.valid_fraction);
     ranges.fraction("curate.test_fraction", curate.test_fraction);
     if curate.valid_fraction + curate.test_fraction >= 1.0 {
@@ -250,6 +258,8 @@ mod tests {
             ("curate.near_duplicate_threshold", vec!["0", "1.5", "nan"]),
             ("curate.decontaminate_ngram", vec!["0"]),
             ("curate.answer_pattern", vec!["(", "[a"]),
+            ("curate.thresholds", vec!["[\"nonsense < 3\"]", "[\"ifd 3\"]", "[\"ifd < nan\"]"]),
+            ("curate.counterfactual_fraction", vec!["-0.1", "1.5", "nan"]),
             ("curate.valid_fraction", vec!["-0.1", "0.98", "2", "nan"]),
             ("curate.test_fraction", vec!["-0.1", "0.98", "2", "nan"]),
             ("train.learning_rate", vec!["0", "-1e-3", "nan", "inf"]),

@@ -2,7 +2,9 @@
 //!
 //! The reader knows no benchmark by name: it walks `.jsonl`, `.json`, `.csv` and `.tsv` files (each also as `.gz`) and
 //! takes every string whose key says that it is what a model is asked ([`QUESTION_KEYS`]), so that a new benchmark
-//! dropped into the folder is covered at once. Every file counts, training splits and few-shot examples too.
+//! dropped into the folder is covered at once. Where no key says so, every string of a few words is taken; a table
+//! without such a heading has none, and its first row is an item. Every file counts, training splits and few-shot
+//! examples too.
 
 use std::{
     fs::File,
@@ -14,8 +16,10 @@ use anyhow::{Context, Result};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
+use super::normalize::item_words;
+
 /// Keys (in lower case) under which benchmarks keep what is asked.
-const QUESTION_KEYS: [&str; 21] = [
+const QUESTION_KEYS: [&str; 30] = [
     "question",
     "query",
     "prompt",
@@ -37,12 +41,25 @@ const QUESTION_KEYS: [&str; 21] = [
     "description",
     "question_stem",
     "story",
+    "article",
+    "background",
+    "dialogue",
+    "support",
+    "questions",
+    "prompts",
+    "turns",
+    "content",
+    "final_question",
 ];
 /// Keys of shared background, which is no question of its own and so never joined with the answer.
-const BACKGROUND_KEYS: [&str; 5] = ["context", "passage", "ctx_a", "description", "story"];
+const BACKGROUND_KEYS: [&str; 9] =
+    ["context", "passage", "ctx_a", "description", "story", "article", "background", "dialogue", "support"];
+/// Words from which on a string without such a key, in an object without any, is what is asked.
+const MIN_UNKNOWN_WORDS: usize = 5;
 /// Keys under which benchmarks keep the answer, or its place among the choices.
-const ANSWER_KEYS: [&str; 10] = [
+const ANSWER_KEYS: [&str; 11] = [
     "answer",
+    "answerkey",
     "target",
     "solution",
     "canonical_solution",
@@ -54,7 +71,13 @@ const ANSWER_KEYS: [&str; 10] = [
     "response",
 ];
 /// Keys of the choices that a number or a letter refers to.
-const CHOICE_KEYS: [&str; 4] = ["choices", "options", "endings", "answers"];
+const CHOICE_KEYS: [&str; 7] =
+    ["choices", "options", "endings", "answers", "mc1_targets", "mc2_targets", "alternatives"];
+/// Keys that hold one choice each.
+const SINGLE_CHOICE_KEYS: [&str; 20] = [
+    "a", "b", "c", "d", "e", "option1", "option2", "option3", "option4", "option5", "opa", "opb", "opc", "opd", "sol1",
+    "sol2", "ans0", "ans1", "ans2", "ans3",
+];
 
 /// One text of a benchmark.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +90,14 @@ pub struct BenchmarkText {
     pub question: String,
     /// The right answer, where the file tells.
     pub answer: Option<String>,
+    /// All choices, where the item has some.
+    pub choices: Vec<String>,
+}
+
+impl BenchmarkText {
+    fn plain(source: &str, index: usize, question: &str) -> Self {
+        Self { source: source.to_owned(), index, question: question.to_owned(), answer: None, choices: Vec::new() }
+    }
 }
 
 /// Hands every text of every benchmark file under `folder` to `take`, in order of path.
@@ -178,9 +209,31 @@ fn read_table(
         tracing::warn!("benchmark `{source}` is skipped: {error}");
         return Ok(());
     }
-    let mut rows = parse_table(content.trim_start_matches('\u{feff}'), separator).into_iter();
-    let header = rows.next().unwrap_or_default();
-    for (index, row) in rows.enumerate() {
+    let mut rows = parse_table(content.trim_start_matches('\u{feff}'), separator);
+    let is_heading = |cell: &String| QUESTION_KEYS.contains(&cell.trim().to_lowercase().as_str());
+    let is_long = |cell: &String| item_words(cell) >= MIN_UNKNOWN_WORDS;
+    let header = match rows.first() {
+        // MMLU's own files: a question and its choices in every row, the first one included.
+        Some(first) if !first.iter().any(is_heading) => {
+            let is_mostly_long = |&column: &usize| {
+                2 * rows.iter().filter(|row| row.get(column).is_some_and(is_long)).count() > rows.len()
+            };
+            let question = (0..first.len()).find(is_mostly_long).unwrap_or(0);
+            let name = |column: usize| match column == question {
+                true => "question".to_owned(),
+                false => format!("option{}", column.saturating_sub(question)),
+            };
+            (0..first.len()).map(name).collect()
+        }
+        _ => {
+            if rows.is_empty() {
+                Vec::new()
+            } else {
+                rows.remove(0)
+            }
+        }
+    };
+    for (index, row) in rows.into_iter().enumerate() {
         let object: Map<String, Value> = header.iter().cloned().zip(row.into_iter().map(Value::String)).collect();
         walk_into(&Value::Object(object), source, &mut |_| index, take)?;
     }
@@ -233,42 +286,111 @@ fn walk_into(
 /// Finds every object with a question in a JSON value. `index_of` turns the count of such objects into an item index.
 fn walk(value: &Value, source: &str, index_of: &mut dyn FnMut(usize) -> usize, take: &mut dyn FnMut(BenchmarkText)) {
     let mut count = 0;
-    let mut open = vec![value];
-    while let Some(value) = open.pop() {
+    // With each value: whether it is part of an item whose question is known.
+    let mut open = vec![(value, false)];
+    while let Some((value, is_part)) = open.pop() {
         match value {
             // The stack is last in, first out.
-            Value::Array(values) => open.extend(values.iter().rev()),
+            Value::Array(values) => open.extend(values.iter().rev().map(|value| (value, is_part))),
             Value::Object(object) => {
-                if take_object(object, source, index_of(count), take) {
-                    count += 1;
-                }
-                open.extend(object.values().rev().filter(|value| value.is_array() || value.is_object()));
+                let is_item = take_object(object, is_part, source, index_of(count), take);
+                count += usize::from(is_item);
+                // Choices and answers are texts of an item, not items.
+                let is_nested = |(key, value): &(&String, &Value)| {
+                    (value.is_array() || value.is_object()) && !is_choice_or_answer(key)
+                };
+                let nested = object.iter().rev().filter(is_nested);
+                open.extend(nested.map(|(_, value)| (value, is_part || is_item)));
+            }
+            Value::String(text) if !is_part && item_words(text) >= MIN_UNKNOWN_WORDS => {
+                take(BenchmarkText::plain(source, index_of(count), text));
+                count += 1;
             }
             _ => {}
         }
     }
 }
 
-fn take_object(object: &Map<String, Value>, source: &str, index: usize, take: &mut dyn FnMut(BenchmarkText)) -> bool {
-    let mut answer = None;
+fn take_object(
+    object: &Map<String, Value>,
+    is_part: bool,
+    source: &str,
+    index: usize,
+    take: &mut dyn FnMut(BenchmarkText),
+) -> bool {
+    let (mut answer, mut choices) = (None, None);
     let mut found = false;
     for (key, value) in object {
         let key = key.to_lowercase();
-        let Some(question) = value.as_str().filter(|text| QUESTION_KEYS.contains(&key.as_str()) && !text.is_empty())
-        else {
+        if !QUESTION_KEYS.contains(&key.as_str()) {
             continue;
-        };
-        found = true;
-        let is_background = BACKGROUND_KEYS.contains(&key.as_str());
-        let answer = if is_background { None } else { answer.get_or_insert_with(|| find_answer(object)).clone() };
-        // Winogrande and its kin leave a blank for the answer.
-        if let Some(answer) = answer.as_deref().filter(|_| question.contains(" _ ")) {
-            let question = question.replace(" _ ", &format!(" {answer} "));
-            take(BenchmarkText { source: source.to_owned(), index, question, answer: None });
         }
-        take(BenchmarkText { source: source.to_owned(), index, question: question.to_owned(), answer });
+        // MT-Bench keeps the turns of a conversation as a list.
+        let questions = match value {
+            Value::Array(values) => values.iter().filter_map(Value::as_str).collect(),
+            value => value.as_str().into_iter().collect::<Vec<_>>(),
+        };
+        for question in questions.into_iter().filter(|question| !question.is_empty()) {
+            found = true;
+            let is_background = BACKGROUND_KEYS.contains(&key.as_str());
+            let answer = if is_background { None } else { answer.get_or_insert_with(|| find_answer(object)).clone() };
+            // Winogrande and its kin leave a blank for the answer.
+            if let Some(answer) = answer.as_deref().filter(|_| question.contains(" _ ")) {
+                take(BenchmarkText::plain(source, index, &question.replace(" _ ", &format!(" {answer} "))));
+            }
+            let choices = choices.get_or_insert_with(|| find_choices(object)).clone();
+            take(BenchmarkText { answer, choices, ..BenchmarkText::plain(source, index, question) });
+        }
+    }
+    if found || is_part {
+        return found;
+    }
+    for (_, value) in object.iter().filter(|(key, _)| !is_choice_or_answer(key)) {
+        if let Some(text) = value.as_str().filter(|text| item_words(text) >= MIN_UNKNOWN_WORDS) {
+            found = true;
+            take(BenchmarkText::plain(source, index, text));
+        }
     }
     found
+}
+
+fn is_choice_or_answer(key: &str) -> bool {
+    let key = key.to_lowercase();
+    CHOICE_KEYS.contains(&key.as_str()) || ANSWER_KEYS.contains(&key.as_str())
+}
+
+/// The choices of an item: a list of texts, of objects with a text or of labels and texts, or a key for each.
+fn find_choices(object: &Map<String, Value>) -> Vec<String> {
+    let texts = |value: &Value| -> Vec<String> {
+        let text_of = |value: &Value| value.as_str().or_else(|| value.get("text")?.as_str()).map(str::to_owned);
+        match value {
+            Value::Array(values) => values.iter().filter_map(text_of).collect(),
+            Value::Object(object) => match object.get("text") {
+                Some(Value::Array(values)) => values.iter().filter_map(text_of).collect(),
+                // Named choices (`{"A": "…"}`), or choices as keys with whether they are right (TruthfulQA).
+                _ if object.values().all(Value::is_string) => object.values().filter_map(text_of).collect(),
+                _ => object.keys().cloned().collect(),
+            },
+            _ => Vec::new(),
+        }
+    };
+    let listed = object.iter().filter(|(key, _)| CHOICE_KEYS.contains(&key.to_lowercase().as_str()));
+    let choices: Vec<String> =
+        listed.map(|(_, value)| texts(value)).find(|texts| !texts.is_empty()).unwrap_or_else(|| {
+            let single = object.iter().filter(|(key, _)| SINGLE_CHOICE_KEYS.contains(&key.to_lowercase().as_str()));
+            single.filter_map(|(_, value)| value.as_str().map(str::to_owned)).collect()
+        });
+    choices.into_iter().map(|choice| without_label(&choice).to_owned()).collect()
+}
+
+/// A choice without the letter in front: `(A) so`, `B. so`.
+fn without_label(choice: &str) -> &str {
+    let label = choice.trim_start().trim_start_matches('(');
+    let mut chars = label.chars();
+    match (chars.next(), chars.next()) {
+        (Some('A'..='J'), Some(')' | '.' | ':')) if !chars.as_str().trim().is_empty() => chars.as_str().trim_start(),
+        _ => choice,
+    }
 }
 
 /// The right answer as text: the answer's own string, or the choice that its number or letter points at.
@@ -286,79 +408,5 @@ fn find_answer(object: &Map<String, Value>) -> Option<String> {
         },
         _ => return None,
     };
-    let choices = CHOICE_KEYS.iter().find_map(|key| field(key)?.as_array())?;
-    choices.get(position?)?.as_str().map(str::to_owned)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    fn texts_of(folder: &Path) -> Vec<(String, usize, String, Option<String>)> {
-        let mut texts = Vec::new();
-        read_folder(folder, &mut |text| {
-            texts.push((text.source, text.index, text.question, text.answer));
-            Ok(())
-        })
-        .expect("a readable folder");
-        texts
-    }
-
-    fn gzip(text: &str) -> Vec<u8> {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(text.as_bytes()).expect("writing to memory");
-        encoder.finish().expect("writing to memory")
-    }
-
-    #[test]
-    fn every_format_is_read_packed_and_plain() -> Result<()> {
-        let folder = tempfile::tempdir()?;
-        let at = |name: &str| folder.path().join(name);
-        std::fs::create_dir(at("sub"))?;
-        std::fs::write(
-            at("a.jsonl"),
-            "{\"question\":\"Q1\",\"answer\":\"A1\"}\nbroken\n\n{\"prompt\":{\"text\":\"Q2\"}}\n",
-        )?;
-        std::fs::write(at("b.json"), "{\"examples\":[{\"input\":\"Q3\",\"target\":\"A3\"},{\"input\":\"Q4\"}]}")?;
-        std::fs::write(
-            at("c.csv.gz"),
-            gzip("\u{feff}Type,Question,Best Answer\r\nx,\"Q5, \"\"so\"\"\nto say\",A5\r\n"),
-        )?;
-        std::fs::write(at("sub/d.tsv"), "id\tsentence\n7\tQ6\n")?;
-        std::fs::write(at("notes.txt"), "question")?;
-        let expected = [
-            ("a.jsonl", 0, "Q1", Some("A1")),
-            ("a.jsonl", 3, "Q2", None),
-            ("b.json", 0, "Q3", Some("A3")),
-            ("b.json", 1, "Q4", None),
-            ("c.csv.gz", 0, "Q5, \"so\"\nto say", Some("A5")),
-            ("sub/d.tsv", 0, "Q6", None),
-        ];
-        let expected: Vec<_> = expected
-            .map(|(source, index, question, answer)| {
-                (source.to_owned(), index, question.to_owned(), answer.map(str::to_owned))
-            })
-            .into();
-        assert_eq!(texts_of(folder.path()), expected);
-        Ok(())
-    }
-
-    #[test]
-    fn answers_are_found_by_text_number_letter_and_blank() {
-        let answer = |line: &str| parse_jsonl("x", line).pop().and_then(|text| text.answer);
-        assert_eq!(answer(r#"{"question":"Q","choices":["a","b"],"answer":1}"#).as_deref(), Some("b"));
-        assert_eq!(answer(r#"{"question":"Q","options":["(A)2","(B)4"],"label":"B"}"#).as_deref(), Some("(B)4"));
-        assert_eq!(answer(r#"{"question":"Q","choices":["a"],"answer":9}"#), None);
-        let blank = parse_jsonl("x", r#"{"sentence":"so _ won","option1":"Ann","option2":"Bo","answer":"2"}"#);
-        assert_eq!(blank[0].question, "so Bo won");
-    }
-
-    #[test]
-    fn a_missing_folder_is_a_usage_error_that_names_it() {
-        let error = read_folder(Path::new("no/such/folder"), &mut |_| Ok(())).expect_err("it is missing");
-        assert_eq!(crate::error::exit_code(&error), 2);
-        assert!(error.to_string().contains("no/such/folder"), "{error}");
-    }
+    find_choices(object).get(position?).cloned()
 }

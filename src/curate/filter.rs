@@ -22,23 +22,32 @@ pub enum Reason {
     Length,
     /// The model refused, repeated itself or broke off.
     Quality,
+    /// A column is beyond a threshold of the configuration.
+    Threshold,
     /// Holds an evaluation item.
     Contaminated,
     /// An earlier row asks the same.
     ExactDuplicate,
     /// An earlier row asks nearly the same.
     NearDuplicate,
+    /// Its discipline has enough rows.
+    Quota,
+    /// Shares a key concept with the test rows.
+    HeldOut,
 }
 
 impl Reason {
     /// Every reason, in the order in which rows are tried.
-    pub const ALL: [Reason; 6] = [
+    pub const ALL: [Reason; 9] = [
         Reason::Format,
         Reason::Length,
         Reason::Quality,
+        Reason::Threshold,
         Reason::Contaminated,
         Reason::ExactDuplicate,
         Reason::NearDuplicate,
+        Reason::Quota,
+        Reason::HeldOut,
     ];
 
     /// As files spell it.
@@ -47,9 +56,12 @@ impl Reason {
             Reason::Format => "format",
             Reason::Length => "length",
             Reason::Quality => "quality",
+            Reason::Threshold => "threshold",
             Reason::Contaminated => "contaminated",
             Reason::ExactDuplicate => "exact_duplicate",
             Reason::NearDuplicate => "near_duplicate",
+            Reason::Quota => "quota",
+            Reason::HeldOut => "held_out",
         }
     }
 }
@@ -171,9 +183,7 @@ fn quality(question: &str, answer: &str) -> Option<String> {
     if question.trim() == answer.trim() {
         return Some("the answer is the question".into());
     }
-    let start: String = answer.trim_start().chars().take(REFUSAL_CHARS).collect::<String>().to_lowercase();
-    let start = start.replace('’', "'");
-    if let Some(refusal) = REFUSALS.iter().find(|refusal| start.contains(*refusal)) {
+    if let Some(refusal) = refusal(answer) {
         return Some(format!("the answer refuses: `{refusal}`"));
     }
     // One word before a colon or comma may be all there is to say (`12:`); more is an announcement without its object.
@@ -184,6 +194,13 @@ fn quality(question: &str, answer: &str) -> Option<String> {
     [("question", question), ("answer", answer)]
         .into_iter()
         .find_map(|(what, text)| repetition(text).map(|evidence| format!("the {what} repeats itself: {evidence}")))
+}
+
+/// The beginning of a refusal, if the answer is one.
+pub(super) fn refusal(answer: &str) -> Option<&'static str> {
+    let start: String = answer.trim_start().chars().take(REFUSAL_CHARS).collect::<String>().to_lowercase();
+    let start = start.replace('’', "'");
+    REFUSALS.into_iter().find(|refusal| start.contains(refusal))
 }
 
 /// Control characters other than line ends and tabs, and the mark of bytes that were no UTF-8.
@@ -224,22 +241,40 @@ fn repetition(text: &str) -> Option<String> {
     if words.len() < MIN_REPETITION_WORDS {
         return None;
     }
+    let Runs { total, repeated, first } = runs(&words);
+    let start = first.filter(|_| total + REPETITION_WORDS > MIN_REPETITION_WORDS && 2 * repeated > total)?;
+    Some(format!("{repeated} of {total} runs, such as `{}`", words.join(start, start + REPETITION_WORDS)))
+}
+
+/// Share of the runs of six words that the text has said before.
+pub(super) fn repeated_share(words: &Words) -> f64 {
+    let Runs { total, repeated, .. } = runs(words);
+    repeated as f64 / total.max(1) as f64
+}
+
+/// The runs of six words of a text: all, those said before, and where the first of these begins.
+struct Runs {
+    total: usize,
+    repeated: usize,
+    first: Option<usize>,
+}
+
+fn runs(words: &Words) -> Runs {
     let hashes: Vec<u64> = words.iter().map(hash_word).collect();
-    let (mut seen, mut total) = (HashSet::new(), 0usize);
-    let (mut worst, mut repeated) = (None, 0usize);
+    let mut seen = HashSet::new();
+    let mut runs = Runs { total: 0, repeated: 0, first: None };
     for (start, window) in hashes.windows(REPETITION_WORDS).enumerate() {
         // Matrices and tables of numbers repeat by right.
         if !(start..start + REPETITION_WORDS).any(|place| is_content(words.word(place))) {
             continue;
         }
-        total += 1;
+        runs.total += 1;
         if !seen.insert(hash_sequence(window.iter().copied())) {
-            repeated += 1;
-            worst.get_or_insert(start);
+            runs.repeated += 1;
+            runs.first.get_or_insert(start);
         }
     }
-    let start = worst.filter(|_| total + REPETITION_WORDS > MIN_REPETITION_WORDS && 2 * repeated > total)?;
-    Some(format!("{repeated} of {total} runs, such as `{}`", words.join(start, start + REPETITION_WORDS)))
+    runs
 }
 
 #[cfg(test)]

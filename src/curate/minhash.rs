@@ -6,14 +6,16 @@
 //!
 //! **Source**: Broder 1997 (MinHash); Leskovec, Rajaraman, Ullman, *Mining of Massive Datasets*, section 3.4 (bands).
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::LazyLock};
 
-use super::normalize::{hash_sequence, mix};
+use super::normalize::{hash_sequence, hash_word, mix};
 
 /// Bands of a signature. 16 bands reach 99 % recall with 6 rows each at a threshold of 0.8.
 const BANDS: usize = 16;
 /// Most rows per band: beyond, more hashing buys nothing, as exact verification weeds out chance candidates.
 const MAX_ROWS_PER_BAND: usize = 8;
+/// Most hash functions of a signature.
+pub const MAX_FUNCTIONS: usize = 256;
 /// Probability that a pair right at the threshold is proposed.
 const RECALL_AT_THRESHOLD: f64 = 0.99;
 /// Most candidates looked at per band, latest first. Bounds the work on long rows made from one template, where
@@ -54,13 +56,35 @@ impl MinHash {
 
     /// The signature of a set: for each of `bands * rows_per_band` hash functions the least hash of its members.
     pub fn signature(self, shingles: &[u32]) -> Vec<u32> {
-        (0..BANDS * self.rows_per_band)
-            .map(|function| {
-                let salt = mix(function as u64 + 1);
-                shingles.iter().map(|&shingle| (mix(salt ^ u64::from(shingle)) >> 32) as u32).min().unwrap_or(u32::MAX)
-            })
-            .collect()
+        signature(shingles, BANDS * self.rows_per_band)
     }
+}
+
+/// The least hash of a set's members under each of the first `functions` hash functions (at most [`MAX_FUNCTIONS`]).
+pub fn signature(shingles: &[u32], functions: usize) -> Vec<u32> {
+    static PARAMETERS: LazyLock<[Vec<u32>; 2]> = LazyLock::new(|| {
+        let numbers =
+            |salt: u64| (0..MAX_FUNCTIONS as u64).map(move |function| (mix(2 * function + salt) >> 32) as u32);
+        // Odd multipliers are bijections.
+        [numbers(1).map(|number| number | 1).collect(), numbers(2).collect()]
+    });
+    let [multipliers, offsets] = &*PARAMETERS;
+    let mut signature = vec![0; functions];
+    glan_kernels::minhash::signature(shingles, &multipliers[..functions], &offsets[..functions], &mut signature);
+    signature
+}
+
+/// Hashes of all runs of `length` words of a text, as white space separates them, sorted and distinct; of the whole text
+/// when it is shorter. What other programs call word shingles.
+pub fn word_shingles(text: &str, length: usize) -> Vec<u32> {
+    let words: Vec<u64> = text.split_whitespace().map(hash_word).collect();
+    let mut shingles: Vec<u32> = words
+        .windows(length.min(words.len()).max(1))
+        .map(|run| (hash_sequence(run.iter().copied()) >> 32) as u32)
+        .collect();
+    shingles.sort_unstable();
+    shingles.dedup();
+    shingles
 }
 
 /// Share of places where two signatures agree: an estimate of the sets' Jaccard similarity with a standard error of

@@ -1,29 +1,39 @@
 //! Stage 2, `curate`: pairs to training rows.
 //!
 //! *Reads* `generate/answers.jsonl` (or any file of conversations with `--data`) and the benchmarks of
-//! `evaluate.data_dir`. *Writes* `curate/train.jsonl`, `valid.jsonl`, `test.jsonl`, `rejected.jsonl` and `stats.json`, in the
-//! order of the input, byte for byte the same on every run. *Rejects*, in this order and each with its evidence: `format`,
-//! `length`, `quality` ([`filter`]), `contaminated` ([`decontaminate`]), `exact_duplicate` and `near_duplicate`
-//! ([`dedup`]); a damaged line is such a rejection too. *Resumes* by starting over: files appear only when they are whole.
+//! `evaluate.data_dir`. *Writes* `curate/train.jsonl`, `valid.jsonl`, `test.jsonl`, `rejected.jsonl`, `scores.jsonl`
+//! ([`columns`]), `audit.json` ([`audit`]), `dataset/` and `stats.json`, in the order of the input, byte for byte the same
+//! on every run. *Rejects*, in this order and each with its evidence: `format`, `length`, `quality` ([`filter`]),
+//! `threshold` ([`columns`]), `contaminated` ([`decontaminate`]), `exact_duplicate` and `near_duplicate` ([`dedup`]),
+//! and where asked for `quota` and `held_out`; a damaged line is such a rejection too. *Resumes* by starting over: files appear only when they are whole.
 
+mod arithmetic;
+pub mod audit;
 pub mod benchmarks;
+pub mod columns;
 pub mod decontaminate;
 pub mod dedup;
+mod export;
 pub mod filter;
+pub mod lexicon;
 pub mod minhash;
 mod ngram_table;
 pub mod normalize;
 mod pass;
+mod plan;
 pub mod row_words;
 pub mod rows;
 pub mod split;
+mod whole_items;
+mod writer;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
+use serde_json::{Value, json};
 
-pub use self::pass::{CurateStats, NearDuplicateStats, SplitCounts};
+pub use self::pass::{Audit, CurateStats, NearDuplicateStats, SplitCounts};
 use self::{
     benchmarks::BenchmarkText,
     decontaminate::{BenchmarkIndex, IndexBuilder},
@@ -34,7 +44,7 @@ use crate::{
     config::Config,
     error::{Failure, usage},
     run_dir::RunDir,
-    telemetry,
+    seed, telemetry,
 };
 
 /// Benchmarks inside the binary: name and JSON lines.
@@ -107,7 +117,9 @@ fn curate_run(config: &Config, folder: Option<&Path>, run_dir: &RunDir) -> Resul
     }
     let index = benchmark_index(config, folder)?;
     let output = run_dir.stage("curate");
-    let stats = pass::curate(&answers, RowFormat::Pairs, &output, &config.curate, config.seed, index.as_ref())?;
+    let provenance = provenance(run_dir, config.seed)?;
+    let curate = &config.curate;
+    let stats = pass::curate(&answers, RowFormat::Pairs, &provenance, &output, curate, config.seed, index.as_ref())?;
     warn_when_empty(&stats, &output);
     Ok(stats)
 }
@@ -116,7 +128,7 @@ fn curate_file(config: &Config, folder: Option<&Path>, data: &Path, output: &Pat
     if !data.is_file() {
         return Err(usage(format!("`--data {}` is not a file", data.display())));
     }
-    for name in ["train.jsonl", "valid.jsonl", "test.jsonl", "rejected.jsonl"] {
+    for name in ["train.jsonl", "valid.jsonl", "test.jsonl", "rejected.jsonl", "scores.jsonl"] {
         let target = output.join(name);
         if target.exists() && target.canonicalize()? == data.canonicalize()? {
             return Err(usage(format!(
@@ -126,9 +138,29 @@ fn curate_file(config: &Config, folder: Option<&Path>, data: &Path, output: &Pat
         }
     }
     let index = benchmark_index(config, folder)?;
-    let stats = pass::curate(data, RowFormat::Messages, output, &config.curate, config.seed, index.as_ref())?;
+    let curate = &config.curate;
+    let stats = pass::curate(data, RowFormat::Messages, &Value::Null, output, curate, config.seed, index.as_ref())?;
     warn_when_empty(&stats, output);
     Ok(stats)
+}
+
+/// What all rows of a run have in common: which weights wrote them, with which prompts and which seed.
+fn provenance(run_dir: &RunDir, seed: u64) -> Result<Value> {
+    let file = |name: &str| -> Result<Option<Vec<u8>>> {
+        let path = run_dir.stage_file("generate", name);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
+        }
+    };
+    let teacher = file("teacher.json")?.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let teacher = teacher.unwrap_or_default();
+    let prompts = file("prompts.json")?.map(|bytes| seed::record_id(&["prompts", &String::from_utf8_lossy(&bytes)]));
+    Ok(json!({
+        "stage": "answers", "teacher": teacher["name"], "teacher_hash": teacher["hash"], "prompt_version": prompts,
+        "seed": seed,
+    }))
 }
 
 /// Everything that rows must not hold: the built-in benchmarks and those of a folder. `None` when that is off.
@@ -194,5 +226,11 @@ fn summary(stats: &CurateStats) -> String {
     line
 }
 
+#[cfg(test)]
+mod benchmarks_tests;
+#[cfg(test)]
+mod decontaminate_tests;
+#[cfg(test)]
+mod planted_tests;
 #[cfg(test)]
 mod tests;

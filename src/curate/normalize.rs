@@ -1,8 +1,10 @@
 //! Text as duplicate search and decontamination see it: a sequence of plain words.
 //!
 //! Case, white space and punctuation go; numbers and arithmetic signs stay, because "what is 34 + 25" and
-//! "what is 34 - 26" are different questions. There is no Unicode normalisation (NFKC): texts that differ only in
-//! full-width or composed forms count as different.
+//! "what is 34 - 26" are different questions. Forms that look alike are one (Unicode's NFKC, accents dropped): full-width
+//! letters, ligatures, `x²` and `x^2`, "naïve" and "naive".
+
+use unicode_normalization::UnicodeNormalization;
 
 /// The words of a text.
 ///
@@ -26,7 +28,7 @@ impl Words {
 
     /// Appends the words of another text.
     pub fn push_text(&mut self, text: &str) {
-        let chars: Vec<char> = text.chars().collect();
+        let chars: Vec<char> = if text.is_ascii() { text.chars().collect() } else { plain_chars(text) };
         for (place, &char) in chars.iter().enumerate() {
             if is_ideograph(char) {
                 self.end_word();
@@ -74,10 +76,58 @@ impl Words {
     }
 
     fn end_word(&mut self) {
-        if self.text.len() > self.ends.last().map_or(0, |&end| end as usize) {
+        let start = self.ends.last().map_or(0, |&end| end as usize);
+        if self.text.len() > start {
+            // "don t" and "Janet s" have lost an apostrophe to somebody who strips punctuation.
+            let is_tail = matches!(&self.text[start..], "s" | "t" | "re" | "ll" | "ve");
+            let last = self.ends.len().checked_sub(1).filter(|&last| is_tail && is_content(self.word(last)));
+            if last.is_some() {
+                self.ends.pop();
+            }
             self.ends.push(u32::try_from(self.text.len()).expect("a text has less than 4 GiB"));
         }
     }
+}
+
+/// The characters of a text in their plainest form.
+fn plain_chars(text: &str) -> Vec<char> {
+    let mut raised = false;
+    let mut spelled = String::with_capacity(text.len());
+    for char in text.chars() {
+        let is_raised = matches!(char, '²' | '³' | '¹' | '⁰' | '⁴'..='⁹' | '⁺' | '⁻');
+        if is_raised && !raised {
+            spelled.push('^');
+        }
+        raised = is_raised;
+        match char {
+            // Invisible: soft hyphen, zero-width spaces and joiners, direction marks.
+            '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' => {}
+            // Case folding that no single letter of the other case gives back.
+            'ß' | 'ẞ' => spelled.push_str("ss"),
+            'ς' => spelled.push('σ'),
+            'ı' => spelled.push('i'),
+            '´' | '‘' | 'ʼ' | '＇' => spelled.push('\''),
+            '½' | '¼' | '¾' => spelled.extend([' ', char]),
+            other => spelled.push(other),
+        }
+    }
+    let is_accent = |char: &char| ('\u{300}'..='\u{36f}').contains(char);
+    spelled
+        .nfkd()
+        .filter(|char| !is_accent(char))
+        .nfc()
+        .map(|char| if char == '\u{2044}' { '/' } else { char })
+        .collect()
+}
+
+/// Words of an item as people count them: runs between white space that hold a letter or a digit, and every ideograph.
+pub fn item_words(text: &str) -> usize {
+    text.split_whitespace()
+        .map(|run| {
+            let ideographs = run.chars().filter(|&char| is_ideograph(char)).count();
+            ideographs.max(usize::from(run.chars().any(char::is_alphanumeric)))
+        })
+        .sum()
 }
 
 /// Whether a word holds a digit.
@@ -119,6 +169,7 @@ pub fn hash_sequence(hashes: impl IntoIterator<Item = u64>) -> u64 {
     hashes.into_iter().fold(0x9e37_79b9_7f4a_7c15, |sum, hash| mix(sum.rotate_left(5) ^ hash))
 }
 
+/// Whether a character is a word by itself.
 fn is_ideograph(char: char) -> bool {
     matches!(char, '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}'
         | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{2fa1f}')
@@ -154,7 +205,9 @@ fn is_operator(chars: &[char], place: usize) -> bool {
         '+' | '=' | '^' | '%' | '×' | '÷' | '≤' | '≥' | '≠' => true,
         // `**bold**` and bullet points are Markdown, not multiplication.
         '*' | '-' | '−' | '–' | '/' | '<' | '>' => {
-            let left = chars[..place].iter().rposition(|char| !char.is_whitespace());
+            // At the start of a line it is a bullet or a quotation mark, whatever stands above.
+            let left = chars[..place].iter().rposition(|char| !char.is_whitespace() || *char == '\n');
+            let left = left.filter(|&left| chars[left] != '\n');
             let right = chars[place + 1..].iter().position(|char| !char.is_whitespace()).map(|at| at + place + 1);
             let Some(right) = right.filter(|&at| is_operand(chars, at)) else { return false };
             match left {
@@ -207,7 +260,18 @@ mod tests {
         assert_eq!(joined("1,000 apples cost $3.50."), "1000 apples cost 3.50");
         assert_eq!(joined("-5 and 1,2"), "- 5 and 1 2");
         assert_eq!(joined("2 × 3 **bold** text"), "2 * 3 bold text");
+        assert_eq!(joined("take 5\n- 3 apples\n> b\n* c"), "take 5 3 apples b c");
         assert_eq!(joined("<div>x</div> <<48/2=24>>24, 3 < 5"), "div x div 48 / 2 = 24 24 3 < 5");
+    }
+
+    #[test]
+    fn forms_that_look_alike_are_one() {
+        assert_eq!(joined("Ｗｈａｔ　ｉｓ ３４ ＋ ２５？"), "what is 34 + 25");
+        assert_eq!(joined("naïve Café ﬁne STRASSE"), joined("NAÏVE CAFÉ fine straße"));
+        assert_eq!(joined("x² + ½"), "x ^ 2 + 1 / 2");
+        assert_eq!(joined("so\u{200b}ft\u{ad}ly don‘t don t Janet s"), "softly dont dont janets");
+        assert_eq!(joined("distance d = 5 s"), "distance d = 5 s");
+        assert_eq!(joined("한국어 がく"), "한국어 が く");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::normalize::{Words, hash_word, is_content, is_number, is_sign, mix};
+use super::normalize::{Words, hash_word, is_content, is_number, mix};
 use crate::language_model::Message;
 
 /// The words of all turns of a row.
@@ -42,9 +42,8 @@ pub(super) struct RowWords {
     pub plain: Rolling,
     /// Of the words with every number replaced by one mark.
     pub masked: Rolling,
-    /// Words before each place that are arithmetic signs; that have a meaning; that hold a digit.
-    pub signs_before: Vec<u32>,
-    pub content_before: Vec<u32>,
+    /// Words before each place that have a meaning; that hold a digit.
+    content_before: Vec<u32>,
     numbers_before: Vec<u32>,
 }
 
@@ -64,7 +63,6 @@ impl RowWords {
         Self {
             plain: Rolling::new(words.iter().map(hash_word)),
             masked: Rolling::new(words.iter().map(|word| if is_number(word) { mask } else { hash_word(word) })),
-            signs_before: running(&is_sign),
             content_before: running(&is_content),
             numbers_before: running(&is_number),
         }

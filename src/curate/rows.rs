@@ -24,6 +24,8 @@ pub struct Row {
     pub messages: Vec<Message>,
     /// What is written when the row is kept.
     pub output: Map<String, Value>,
+    /// Columns of the input that are not written.
+    rest: Map<String, Value>,
 }
 
 /// A line that is no row: how it is named, and what is wrong with it.
@@ -66,10 +68,11 @@ impl Row {
                 let mut column = |key: &str| object.remove(key).unwrap_or(Value::Null);
                 let output = json!({
                     "id": id, "parent": parent, "discipline": column("discipline"), "subject": column("subject"),
-                    "level": column("level"), "messages": messages,
+                    "level": column("level"), "class_sessions": column("class_sessions"),
+                    "key_concepts": column("key_concepts"), "messages": messages,
                 });
                 let Value::Object(output) = output else { unreachable!("`json!` with braces makes an object") };
-                Ok(Self { id, parent: Some(parent), messages, output })
+                Ok(Self { id, parent: Some(parent), messages, output, rest: object })
             }
             RowFormat::Messages => {
                 let Some(value) = object.get("messages") else { return Err(bad(id, "no `messages`")) };
@@ -81,15 +84,34 @@ impl Row {
                     return Err(bad(id, what));
                 }
                 let (id, output) = with_id(id, object, &messages);
-                Ok(Self { id, parent: None, messages, output })
+                Ok(Self { id, parent: None, messages, output, rest: Map::new() })
             }
         }
+    }
+
+    /// The row with where it comes from, when that is known.
+    pub fn with_provenance(mut self, provenance: &Value) -> Self {
+        if !provenance.is_null() {
+            self.output.insert("provenance".into(), provenance.clone());
+        }
+        self
     }
 
     /// What the user asks: all user turns, one per line.
     pub fn question(&self) -> String {
         let turns: Vec<&str> = self.turns("user").collect();
         turns.join("\n")
+    }
+
+    /// A column of the input, written or not.
+    pub fn column(&self, key: &str) -> Option<&Value> {
+        self.output.get(key).or_else(|| self.rest.get(key))
+    }
+
+    /// The key concepts that the row is about.
+    pub fn concepts(&self) -> Vec<&str> {
+        let concepts = self.column("key_concepts").and_then(Value::as_array);
+        concepts.into_iter().flatten().filter_map(Value::as_str).collect()
     }
 
     /// The contents of all turns of one role.
@@ -140,7 +162,7 @@ mod tests {
             "class_sessions":[],"key_concepts":[],"question":"Why is the sky blue?","answer":"Scattering."}"#;
         let row = parse(&line.replace('\n', ""), RowFormat::Pairs).expect("a pair");
         let expected = format!(
-            r#"{{"id":"{}","parent":"a1","discipline":"Physics","subject":"Optics","level":"Beginner","messages":[{{"role":"user","content":"Why is the sky blue?"}},{{"role":"assistant","content":"Scattering."}}]}}"#,
+            r#"{{"id":"{}","parent":"a1","discipline":"Physics","subject":"Optics","level":"Beginner","class_sessions":[],"key_concepts":[],"messages":[{{"role":"user","content":"Why is the sky blue?"}},{{"role":"assistant","content":"Scattering."}}]}}"#,
             row.id
         );
         assert_eq!(serde_json::to_string(&row.output).expect("JSON"), expected);

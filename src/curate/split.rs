@@ -19,8 +19,11 @@ pub enum Split {
 impl Split {
     /// The split of a row.
     pub fn of(id: &str, run_seed: u64, config: &CurateConfig) -> Self {
-        // 53 bits, so that the fraction is exact in an f64.
-        let fraction = (seed::derive(run_seed, "curate.split", id) >> 11) as f64 / (1u64 << 53) as f64;
+        Self::at(fraction_of(id, run_seed), config)
+    }
+
+    /// The split of a row that stands at `fraction` between 0 and 1.
+    pub fn at(fraction: f64, config: &CurateConfig) -> Self {
         if fraction < config.test_fraction {
             Split::Test
         } else if fraction < config.test_fraction + config.valid_fraction {
@@ -29,6 +32,21 @@ impl Split {
             Split::Train
         }
     }
+}
+
+/// A row's place between 0 and 1.
+pub fn fraction_of(id: &str, run_seed: u64) -> f64 {
+    unit(seed::derive(run_seed, "curate.split", id))
+}
+
+/// Whether a row is among the share that is rewritten.
+pub fn is_counterfactual(id: &str, run_seed: u64, share: f64) -> bool {
+    unit(seed::derive(run_seed, "curate.counterfactual", id)) < share
+}
+
+/// 53 bits, so that the fraction is exact in an f64.
+fn unit(hash: u64) -> f64 {
+    (hash >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// For each of `rows` the row whose answer it gets: a random cycle through all rows, so that none keeps its own.
