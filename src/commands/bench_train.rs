@@ -11,7 +11,7 @@ use rand::Rng;
 use serde::Serialize;
 
 use crate::{
-    config::{TrainConfig, TrainMethod},
+    config::{OptimizerKind, TrainConfig, TrainMethod, TrainPrecision},
     device::{DeviceKind, DtypeChoice},
     error::usage,
     model::{Adapter, Decoder, Microbatch, StepOptions, train_step},
@@ -52,9 +52,12 @@ pub struct BenchTrainArgs {
     /// Steps that are timed.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub steps: usize,
-    /// Type of the weights.
+    /// What products multiply; bf16 keeps f32 master weights and optimizer state.
     #[arg(long, value_enum, default_value = "f32")]
-    pub dtype: DtypeChoice,
+    pub dtype: TrainPrecision,
+    /// How the optimizer holds its moments.
+    #[arg(long, value_enum, default_value = "adamw")]
+    pub optimizer: OptimizerKind,
     /// Threads; 0 is one per processor.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -70,7 +73,8 @@ struct BenchTrain {
     task: &'static str,
     model: String,
     mode: &'static str,
-    dtype: DtypeChoice,
+    dtype: TrainPrecision,
+    optimizer: OptimizerKind,
     device: &'static str,
     batch: usize,
     seq: usize,
@@ -120,7 +124,7 @@ pub fn main(args: &BenchTrainArgs) -> Result<()> {
 }
 
 fn measure(args: &BenchTrainArgs, directory: &Path) -> Result<BenchTrain> {
-    let model = Decoder::load(directory, &DeviceKind::Cpu.open()?, args.dtype)?;
+    let mut model = Decoder::load(directory, &DeviceKind::Cpu.open()?, DtypeChoice::F32)?;
     if args.seq > model.config.max_position_embeddings {
         let longest = model.config.max_position_embeddings;
         return Err(usage(format!("`--seq {}` is longer than the model's {longest} positions", args.seq)));
@@ -131,10 +135,13 @@ fn measure(args: &BenchTrainArgs, directory: &Path) -> Result<BenchTrain> {
         lora_alpha: 2.0 * args.lora_r as f64,
         weight_decay: 0.01,
         max_grad_norm: 0.0,
+        precision: args.dtype,
+        optimizer: args.optimizer,
         ..TrainConfig::default()
     };
+    model.precision = settings.precision();
     let target = Target::new(&model, &settings, 0)?;
-    let mut optimizer = Optimizer::new(target.layout(&model))?;
+    let mut optimizer = Optimizer::new(target.layout(&model), settings.optimizer)?;
     let batches: Vec<Microbatch> = (0..4).map(|index| random_batch(args, model.config.vocab_size, index)).collect();
     let mut step = |index: usize| -> Result<f64> {
         let batch = &batches[index % batches.len()];
@@ -167,6 +174,7 @@ fn measure(args: &BenchTrainArgs, directory: &Path) -> Result<BenchTrain> {
         model: args.model.clone(),
         mode: if adapter > 0 { "lora" } else { "full" },
         dtype: args.dtype,
+        optimizer: args.optimizer,
         device: "cpu",
         batch: args.batch,
         seq: args.seq,
@@ -221,7 +229,12 @@ mod tests {
     #[test]
     fn both_methods_are_measured_on_weights_alone_and_the_loss_moves() -> Result<()> {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama");
-        for (method, mode) in [(BenchMethod::Full, "full"), (BenchMethod::Lora, "lora")] {
+        for (method, mode, dtype, optimizer) in [
+            (BenchMethod::Full, "full", TrainPrecision::F32, OptimizerKind::Adamw),
+            (BenchMethod::Full, "full", TrainPrecision::Bf16, OptimizerKind::Adamw8bit),
+            (BenchMethod::Lora, "lora", TrainPrecision::F32, OptimizerKind::Adamw),
+            (BenchMethod::Lora, "lora", TrainPrecision::Bf16, OptimizerKind::Adamw),
+        ] {
             let args = BenchTrainArgs {
                 model: model.display().to_string(),
                 method,
@@ -230,7 +243,8 @@ mod tests {
                 seq: 16,
                 warmup: 1,
                 steps: 2,
-                dtype: DtypeChoice::F32,
+                dtype,
+                optimizer,
                 threads: 0,
                 json: true,
             };

@@ -31,7 +31,10 @@ pub use self::{
     judge::JudgeConfig,
     load::load,
     report::ReportConfig,
-    train::{ActivationCheckpointing, LrSchedule, ReportTo, TrainConfig, TrainInit, TrainMethod},
+    train::{
+        ActivationCheckpointing, LrSchedule, OptimizerKind, ReportTo, TrainConfig, TrainInit, TrainMethod,
+        TrainPrecision,
+    },
 };
 use crate::device::DeviceKind;
 

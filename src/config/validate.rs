@@ -130,6 +130,7 @@ fn check_train(train: &TrainConfig, ranges: &mut Ranges) {
     );
     ranges.at_least("train.train_batch_size", train.train_batch_size, 1);
     ranges.at_least("train.max_tokens_per_micro_batch", train.max_tokens_per_micro_batch, 1);
+    ranges.at_least("train.activation_checkpointing_n", train.activation_checkpointing_n, 1);
     ranges.not_negative("train.weight_decay", train.weight_decay);
     for (key, beta) in [("train.adam_beta1", train.adam_beta1), ("train.adam_beta2", train.adam_beta2)] {
         // At 1 the bias correction divides by zero.
@@ -264,6 +265,7 @@ mod tests {
             ("train.load_best_model_at_end", vec!["true"]),
             ("train.train_batch_size", vec!["0"]),
             ("train.max_tokens_per_micro_batch", vec!["0"]),
+            ("train.activation_checkpointing_n", vec!["0"]),
             ("train.weight_decay", vec!["-0.1"]),
             ("train.adam_beta1", vec!["-0.1", "1"]),
             ("train.adam_beta2", vec!["-0.1", "1"]),

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
+use glan_kernels::matmul::Precision;
 use rand::Rng;
 
 use super::{DecoderConfig, Layout, Weights, layer::Pass, loader, peft, rope};
@@ -20,6 +21,8 @@ pub struct Decoder {
     pub layout: Layout,
     /// Its parameters.
     pub weights: Weights,
+    /// What its products multiply: with bf16, the parameters above are the f32 masters.
+    pub precision: Precision,
     pub(super) cos: Tensor, // [max positions, D/2]
     pub(super) sin: Tensor, // [max positions, D/2]
 }
@@ -71,11 +74,12 @@ impl Decoder {
     fn from_arena(config: DecoderConfig, layout: Layout, arena: Tensor) -> Result<Self> {
         let (cos, sin) = rope::tables(&config, config.max_position_embeddings)?;
         let weights = Weights::new(&config, &layout, arena)?;
-        Ok(Self { config, layout, weights, cos, sin })
+        Ok(Self { config, layout, weights, precision: Precision::F32, cos, sin })
     }
 
     pub(super) fn pass<'a>(&'a self, positions: &'a [u32]) -> Pass<'a> {
-        Pass { positions, cos: &self.cos, sin: &self.sin, eps: self.config.rms_norm_eps }
+        let (cos, sin, eps) = (&self.cos, &self.sin, self.config.rms_norm_eps);
+        Pass { positions, cos, sin, eps, precision: self.precision }
     }
 
     /// Number of parameters.

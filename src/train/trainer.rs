@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     chat_template::ChatTemplate,
-    config::{ActivationCheckpointing, TrainConfig, TrainInit},
+    config::{TrainConfig, TrainInit},
     error::usage,
     interrupt,
     model::{Adapter, Decoder, DecoderConfig, StepOptions, train_step},
@@ -48,10 +48,11 @@ pub struct Prepared {
 pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
     let settings = &job.config.train;
     let directory = model_dir::resolve(&job.model.model)?;
-    let model = match settings.init {
+    let mut model = match settings.init {
         TrainInit::Checkpoint => Decoder::load(&directory, device, job.model.dtype)?,
         TrainInit::Random => Decoder::random(DecoderConfig::load(&directory)?, job.config.seed)?,
     };
+    model.precision = settings.precision();
     let tokenizer = Tokenizer::load(&directory)?;
     tokenizer.check_fits(model.config.vocab_size)?;
     let template = chat_template(&settings.chat_template, &directory, &tokenizer)?;
@@ -181,7 +182,7 @@ fn step_options(settings: &TrainConfig, noise_key: u64) -> StepOptions {
         lora_dropout: settings.lora_dropout as f32,
         neftune_noise_alpha: settings.neftune_noise_alpha as f32,
         noise_key,
-        recompute_blocks: settings.activation_checkpointing == ActivationCheckpointing::Block,
+        recompute_blocks: settings.recompute_blocks(),
     }
 }
 
@@ -202,7 +203,7 @@ impl<'a> Run<'a> {
     fn start(job: &'a Job, mut prepared: Prepared, mut target: Target) -> Result<Self> {
         let settings = &job.config.train;
         let plan = Plan::new(&prepared.data, settings, prepared.max_length);
-        let mut optimizer = Optimizer::new(target.layout(&prepared.model))?;
+        let mut optimizer = Optimizer::new(target.layout(&prepared.model), settings.optimizer)?;
         let mut state = TrainerState { run_hash: prepared.run_hash.clone(), ..TrainerState::default() };
         if let Some((found, arena)) = checkpoint::resume(&job.output, &mut optimizer, &prepared.run_hash)? {
             tracing::info!("resuming at step {} of {}", found.global_step, plan.total_steps);
