@@ -7,6 +7,7 @@
 mod input;
 mod packed;
 mod product;
+mod quantized;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -14,7 +15,10 @@ mod x86;
 use candle_core::{Result, Tensor, bail};
 use gemm::Parallelism;
 
-pub use self::packed::{Input, PackedWeight, WeightDtype};
+pub use self::{
+    packed::{Input, PackedWeight, WeightDtype},
+    quantized::{BlockFormat, QuantizedWeight},
+};
 
 use crate::{
     host::{read, tensor, write},

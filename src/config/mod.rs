@@ -32,8 +32,8 @@ pub use self::{
     load::load,
     report::ReportConfig,
     train::{
-        ActivationCheckpointing, LrSchedule, OptimizerKind, ReportTo, TrainConfig, TrainInit, TrainMethod,
-        TrainPrecision,
+        ActivationCheckpointing, BaseQuantization, LrSchedule, OptimizerKind, ReportTo, TrainConfig, TrainInit,
+        TrainMethod, TrainPrecision,
     },
 };
 use crate::device::DeviceKind;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use glan_kernels::matmul::Precision;
+use glan_kernels::matmul::{BlockFormat, Precision};
 use serde::{Deserialize, Serialize};
 
 /// Stage 3.
@@ -24,6 +24,10 @@ pub struct TrainConfig {
     pub use_rslora: bool,
     /// LoRA: train a magnitude per output beside the direction (DoRA).
     pub use_dora: bool,
+    /// QLoRA: how the frozen matrices of the blocks are held.
+    pub base_quantization: BaseQuantization,
+    /// LoRA, QLoRA: write the student too, the adapter merged into its (for QLoRA unpacked) base.
+    pub merge_adapter: bool,
     /// Where the weights start.
     pub init: TrainInit,
     /// Chat template for conversations; empty takes the model's own, else a plain one.
@@ -105,6 +109,8 @@ impl Default for TrainConfig {
             lora_target_modules: vec!["all-linear".to_owned()],
             use_rslora: false,
             use_dora: false,
+            base_quantization: BaseQuantization::Nf4,
+            merge_adapter: true,
             init: TrainInit::Checkpoint,
             chat_template: PathBuf::new(),
             assistant_only_loss: true,
@@ -151,6 +157,35 @@ pub enum TrainMethod {
     Full,
     /// Low-rank adapters beside frozen weights.
     Lora,
+    /// The same beside matrices that are frozen in blocks of few bits.
+    QLora,
+}
+
+/// How a frozen matrix is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub enum BaseQuantization {
+    /// bitsandbytes' 4-bit NormalFloat, in blocks of 64 values.
+    #[serde(rename = "nf4")]
+    Nf4,
+    /// ggml's 8 bits, in blocks of 32 values.
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// ggml's 4 bits, in blocks of 256 values.
+    #[serde(rename = "q4_k")]
+    #[value(name = "q4_k")]
+    Q4K,
+}
+
+impl BaseQuantization {
+    /// The format of the blocks.
+    pub fn format(self) -> BlockFormat {
+        match self {
+            Self::Nf4 => BlockFormat::Nf4,
+            Self::Q8_0 => BlockFormat::Q8_0,
+            Self::Q4K => BlockFormat::Q4K,
+        }
+    }
 }
 
 /// The optimizer.

@@ -2,7 +2,10 @@
 
 use anyhow::{Result, bail};
 
-use super::{Config, CurateConfig, EvaluateConfig, GenerateConfig, ImproveConfig, SamplingConfig, TrainConfig};
+use super::{
+    Config, CurateConfig, EvaluateConfig, GenerateConfig, ImproveConfig, SamplingConfig, TrainConfig, TrainInit,
+    TrainMethod,
+};
 
 impl Config {
     /// Checks every range.
@@ -107,6 +110,13 @@ fn check_train(train: &TrainConfig, ranges: &mut Ranges) {
     let dropout = train.lora_dropout;
     ranges.check("train.lora_dropout", dropout, (0.0..1.0).contains(&dropout), "at least 0 and below 1");
     ranges.not_negative("train.neftune_noise_alpha", train.neftune_noise_alpha);
+    let quantised = train.method == TrainMethod::QLora;
+    ranges.check(
+        "train.init",
+        format!("{:?}", train.init).to_lowercase(),
+        !quantised || train.init == TrainInit::Checkpoint,
+        "\"checkpoint\" with `train.method = \"qlora\"`",
+    );
     let spike = train.loss_spike_factor;
     ranges.check(
         "train.loss_spike_factor",

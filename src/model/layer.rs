@@ -7,13 +7,14 @@ use candle_core::{Result, Tensor};
 use glan_kernels::{
     attention::{self, Heads},
     bf16,
-    matmul::{Precision, bias_backward, linear, linear_backward_input, linear_backward_weight},
+    matmul::{Precision, bias_backward, linear_backward_weight},
     rms_norm, rope, swiglu,
 };
 
 use super::{
     layout::LayerWeights,
     lora::{LayerAdapter, LayerGradients, Product},
+    matrix::Matrix,
 };
 
 /// What every block of one pass shares.
@@ -40,7 +41,7 @@ pub struct Context<'a> {
 
 impl Context<'_> {
     /// Adds the adapter's part, where there is one, to a product's output.
-    fn adapt(&self, product: Product, x: &Tensor, w: &Tensor, y: &Tensor) -> Result<()> {
+    fn adapt(&self, product: Product, x: &Tensor, w: &Matrix, y: &Tensor) -> Result<()> {
         self.adapter.as_ref().map_or(Ok(()), |adapter| adapter.add(product, x, w, y))
     }
 }
@@ -67,13 +68,13 @@ impl<'a> Gradients<'a> {
         product: Product,
         dy: &Tensor,
         x: &Tensor,
-        w: &Tensor,
-        dw: impl Fn(&'a LayerWeights) -> &'a Tensor,
+        w: &Matrix,
+        dw: impl Fn(&'a LayerWeights) -> &'a Matrix,
     ) -> Result<Tensor> {
         match self {
             Self::Full(gradients, precision) => {
-                linear_backward_weight(dw(gradients), dy, x, *precision)?;
-                linear_backward_input(dy, w, *precision)
+                linear_backward_weight(dw(gradients).dense()?, dy, x, *precision)?;
+                w.backward_input(dy, *precision)
             }
             Self::Adapter(adapter, gradients) => adapter.backward(product, dy, x, w, gradients),
         }
@@ -143,7 +144,7 @@ pub fn forward(
     saved: Option<&mut Vec<Saved>>,
 ) -> Result<Tensor> {
     let (x_norm, x_rstd) = rms_norm::forward(x, &weights.input_norm, pass.eps)?;
-    let qkv = linear(&x_norm, &weights.qkv, weights.qkv_bias.as_ref(), None, pass.precision)?; // [N, (H + 2K)·D]
+    let qkv = weights.qkv.linear(&x_norm, weights.qkv_bias.as_ref(), None, pass.precision)?; // [N, (H + 2K)·D]
     context.adapt(Product::Qkv, &x_norm, &weights.qkv, &qkv)?;
     let qk_norm = match &weights.qk_norm {
         Some((q_norm, k_norm)) => {
@@ -160,13 +161,13 @@ pub fn forward(
         bf16::round_in_place(&qkv)?;
     }
     let (o, lse) = attention::forward(&qkv, context.cu_seqlens, heads)?;
-    let h = linear(&o, &weights.o, weights.o_bias.as_ref(), Some(x), pass.precision)?; // [N, C]
+    let h = weights.o.linear(&o, weights.o_bias.as_ref(), Some(x), pass.precision)?; // [N, C]
     context.adapt(Product::O, &o, &weights.o, &h)?;
     let (h_norm, h_rstd) = rms_norm::forward(&h, &weights.post_norm, pass.eps)?;
-    let gate_up = linear(&h_norm, &weights.gate_up, None, None, pass.precision)?; // [N, 2F]
+    let gate_up = weights.gate_up.linear(&h_norm, None, None, pass.precision)?; // [N, 2F]
     context.adapt(Product::GateUp, &h_norm, &weights.gate_up, &gate_up)?;
     let hidden = swiglu::forward(&gate_up)?; // [N, F]
-    let y = linear(&hidden, &weights.down, None, Some(&h), pass.precision)?;
+    let y = weights.down.linear(&hidden, None, Some(&h), pass.precision)?;
     context.adapt(Product::Down, &hidden, &weights.down, &y)?;
     if let Some(saved) = saved {
         let x = x.clone();

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use glan_kernels::matmul::{Precision, linear};
+use glan_kernels::matmul::{Precision, QuantizedWeight, linear};
 use serde::Serialize;
 
 use super::{optimizer::Optimizer, target::adapter_shape};
 use crate::{
-    config::{ActivationCheckpointing, TrainConfig, TrainMethod, TrainPrecision},
+    config::{ActivationCheckpointing, TrainConfig, TrainInit, TrainMethod, TrainPrecision},
     error::usage,
     model::{DecoderConfig, Layout, Projection},
 };
@@ -47,14 +47,17 @@ impl Forecast {
         let model = Layout::new(config);
         let adapter = match settings.method {
             TrainMethod::Full => None,
-            TrainMethod::Lora => Some(adapter_shape(settings, config.num_hidden_layers)?.layout(config)),
+            TrainMethod::Lora | TrainMethod::QLora => {
+                Some(adapter_shape(settings, config.num_hidden_layers)?.layout(config))
+            }
         };
         let parameters = model.len + adapter.as_ref().map_or(0, |adapter| adapter.len);
+        let (quantised, blocks) = quantised(config, settings);
         let trained = adapter.as_ref().unwrap_or(&model);
         let tokens = settings.max_tokens_per_micro_batch.max(longest);
         let logits = LOGIT_VALUES.max(16 * config.vocab_size).min(tokens * config.vocab_size);
         Ok(Self {
-            weights: F32 * parameters,
+            weights: F32 * (parameters - quantised) + blocks,
             gradients: F32 * trained.len,
             optimizer: Optimizer::bytes(trained, settings.optimizer),
             activations: tokens * activation_bytes_per_token(config, settings),
@@ -100,9 +103,13 @@ impl Forecast {
             changed.method = TrainMethod::Lora;
             try_on(&changed, "all of that with `train.method = \"lora\"`".into())?;
         }
+        if settings.method != TrainMethod::QLora && settings.init == TrainInit::Checkpoint {
+            changed.method = TrainMethod::QLora;
+            try_on(&changed, "all of that with `train.method = \"qlora\"`".into())?;
+        }
         let advice = match proposals.first() {
             Some(first) => format!("this would fit: {first}"),
-            None => "none of block checkpointing, smaller micro-batches and LoRA would fit either".to_owned(),
+            None => "none of block checkpointing, smaller micro-batches, LoRA and QLoRA would fit either".to_owned(),
         };
         Err(usage(format!("training needs about {}, but {} are free; {advice}", self.text(), mib(available))))
     }
@@ -120,6 +127,18 @@ impl Forecast {
             mib(self.logits)
         )
     }
+}
+
+/// Values that are held in blocks, and the blocks' bytes.
+fn quantised(config: &DecoderConfig, settings: &TrainConfig) -> (usize, usize) {
+    if settings.method != TrainMethod::QLora {
+        return (0, 0);
+    }
+    let shapes = Projection::ALL.map(|projection| projection.shape(config));
+    let values: usize = shapes.iter().map(|(out, inner)| out * inner).sum();
+    let format = settings.base_quantization.format();
+    let bytes: usize = shapes.into_iter().map(|shape| QuantizedWeight::bytes_of(format, shape)).sum();
+    (config.num_hidden_layers * values, config.num_hidden_layers * bytes)
 }
 
 /// Bytes that a token leaves behind: what [`crate::model`]'s blocks save, and the working set of one backward.
@@ -210,6 +229,10 @@ mod tests {
         assert_eq!(full.weights, 4 * Layout::new(&config).len);
         assert_eq!((full.gradients, full.optimizer), (full.weights, 2 * full.weights));
         assert!(lora.weights > full.weights && lora.optimizer == 8 * lora.trained_parameters);
+        let qlora = of(&TrainConfig { method: TrainMethod::QLora, ..TrainConfig::default() })?;
+        assert!(
+            qlora.weights < lora.weights && qlora.optimizer == lora.optimizer && qlora.parameters == lora.parameters
+        );
         assert!(block.activations < full.activations && block.optimizer == full.optimizer);
         let precise = TrainConfig::default();
         let bf16 = of(&TrainConfig { precision: TrainPrecision::Bf16, ..precise.clone() })?;

@@ -33,7 +33,7 @@ impl Target {
                 let zeros = Tensor::zeros(model.layout.len, DType::F32, &Device::Cpu)?;
                 Self::Full { gradients: Weights::new(&model.config, &model.layout, zeros)? }
             }
-            TrainMethod::Lora => {
+            TrainMethod::Lora | TrainMethod::QLora => {
                 let shape = adapter_shape(settings, model.config.num_hidden_layers)?;
                 Self::Lora {
                     gradients: Adapter::zeros(&model.config, shape.clone())?,

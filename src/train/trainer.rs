@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     chat_template::ChatTemplate,
-    config::{TrainConfig, TrainInit},
+    config::{TrainConfig, TrainInit, TrainMethod},
     error::usage,
     interrupt,
     model::{Adapter, Decoder, DecoderConfig, StepOptions, train_step},
@@ -49,6 +49,9 @@ pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
     let settings = &job.config.train;
     let directory = model_dir::resolve(&job.model.model)?;
     let mut model = match settings.init {
+        _ if settings.method == TrainMethod::QLora => {
+            Decoder::load_quantized(&directory, device, settings.base_quantization.format())?
+        }
         TrainInit::Checkpoint => Decoder::load(&directory, device, job.model.dtype)?,
         TrainInit::Random => Decoder::random(DecoderConfig::load(&directory)?, job.config.seed)?,
     };
@@ -82,7 +85,7 @@ pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
     tracing::info!("memory: about {}", forecast.text());
     if let Some(available) = available_bytes() {
         // The weights are loaded already.
-        forecast.check(available + 4 * model.num_parameters(), &model.config, settings, longest)?;
+        forecast.check(available + model.bytes(), &model.config, settings, longest)?;
     }
     let run_hash = run_hash(job, &model)?;
     Ok(Prepared { model, tokenizer, template, directory, data, valid, max_length, forecast, run_hash })
@@ -112,6 +115,9 @@ fn run_hash(job: &Job, model: &Decoder) -> Result<String> {
     hasher.update(&serde_json::to_vec(&model.config.raw)?);
     for value in glan_kernels::to_vec(&model.weights.arena)? {
         hasher.update(&value.to_le_bytes());
+    }
+    for blocks in model.weights.blocks() {
+        blocks.contents(|bytes| _ = hasher.update(bytes));
     }
     for path in std::iter::once(&job.data).chain(&job.valid) {
         hasher.update(&std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?);
