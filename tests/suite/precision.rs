@@ -230,8 +230,8 @@ fn an_adapter_over_a_quantised_base_has_the_gradients_of_one_over_the_unpacked_b
         }
         let values = [&unpacked, &plain].map(|model| to_vec(&model.weights.arena).unwrap());
         distances.push(relative_error(&values[0], &values[1]));
-        let error = loss_and_gradients(&model, &conversations(), 0.1, &zero_gradients(&unpacked));
-        assert!(error.is_err(), "a quantised base took gradients");
+        let zeros = model.weights.arena.zeros_like().unwrap();
+        assert!(Weights::new(&model.config, &model.layout, zeros).is_err(), "a quantised base has room for gradients");
     }
     // 8 bits are near, 4 bits are not, and none is the plain matrix.
     assert!(0.0 < distances[0] && distances[0] < 0.01, "{distances:?}");
