@@ -78,7 +78,7 @@ pub fn step(parameters: &Tensor, gradients: &Tensor, first: &Tensor, second: &Te
 }
 
 simd_fn! {
-    fn step_chunk(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], with: &AdamW) {
+    pub(crate) fn step_chunk(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], with: &AdamW) {
         let (beta1, beta2) = (with.beta1 as f32, with.beta2 as f32);
         let (rest1, rest2) = ((1.0 - with.beta1) as f32, (1.0 - with.beta2) as f32);
         let step = i32::try_from(with.step).unwrap_or(i32::MAX);

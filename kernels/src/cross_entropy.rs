@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::{
     host::{for_row_chunks, read, tensor, write},
-    matmul::{linear_backward_input_into, linear_backward_weight_into, linear_into},
+    matmul::{Precision, linear_backward_input_into, linear_backward_weight_into, linear_into},
     simd::{LANES, exp, fold, simd_fn},
 };
 
@@ -26,13 +26,20 @@ pub struct LossAndGradient {
 /// Loss of every row, `[N]`, without gradients.
 ///
 /// **Shapes**: `x [N, C]`, `w [V, C]`, `targets [N]`.
-pub fn losses(x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+pub fn losses(x: &Tensor, w: &Tensor, targets: &[u32], precision: Precision) -> Result<Vec<f32>> {
     let (rows, vocabulary, hidden) = check(x, w, targets)?;
     let (x, w) = (read(x)?, read(w)?);
     let mut losses = Vec::with_capacity(rows);
     each_chunk(rows, vocabulary, |start, end| {
         let mut logits = vec![0f32; (end - start) * vocabulary];
-        linear_into(&mut logits, false, &x[start * hidden..end * hidden], &w, (end - start, hidden, vocabulary));
+        linear_into(
+            &mut logits,
+            false,
+            &x[start * hidden..end * hidden],
+            &w,
+            (end - start, hidden, vocabulary),
+            precision,
+        );
         for (row, &target) in logits.chunks_exact(vocabulary).zip(&targets[start..end]) {
             losses.push(log_sum_exp(row) - row[target as usize]);
         }
@@ -43,10 +50,17 @@ pub fn losses(x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
 /// Loss and gradients: adds to `dw [V, C]` in place.
 ///
 /// **Shapes**: as [`losses`]; every row counts with the same `weight` (one over the trained tokens of the batch).
-pub fn forward_backward(x: &Tensor, w: &Tensor, targets: &[u32], weight: f64, dw: &Tensor) -> Result<LossAndGradient> {
+pub fn forward_backward(
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    weight: f64,
+    dw: &Tensor,
+    precision: Precision,
+) -> Result<LossAndGradient> {
     let mut out = None;
     write(dw, |dw| {
-        out = Some(loss_and_gradients(x, w, targets, weight, Some(dw))?);
+        out = Some(loss_and_gradients(x, w, targets, weight, Some(dw), precision)?);
         Ok(())
     })?;
     match out {
@@ -56,8 +70,14 @@ pub fn forward_backward(x: &Tensor, w: &Tensor, targets: &[u32], weight: f64, dw
 }
 
 /// [`forward_backward`] with a frozen head: no gradient of `w`, which is a third of the work.
-pub fn forward_backward_frozen(x: &Tensor, w: &Tensor, targets: &[u32], weight: f64) -> Result<LossAndGradient> {
-    loss_and_gradients(x, w, targets, weight, None)
+pub fn forward_backward_frozen(
+    x: &Tensor,
+    w: &Tensor,
+    targets: &[u32],
+    weight: f64,
+    precision: Precision,
+) -> Result<LossAndGradient> {
+    loss_and_gradients(x, w, targets, weight, None, precision)
 }
 
 fn loss_and_gradients(
@@ -66,6 +86,7 @@ fn loss_and_gradients(
     targets: &[u32],
     weight: f64,
     mut dw: Option<&mut [f32]>,
+    precision: Precision,
 ) -> Result<LossAndGradient> {
     let (rows, vocabulary, hidden) = check(x, w, targets)?;
     let (x, w) = (read(x)?, read(w)?);
@@ -75,7 +96,7 @@ fn loss_and_gradients(
         let shape = (end - start, hidden, vocabulary);
         let x = &x[start * hidden..end * hidden];
         let mut logits = vec![0f32; (end - start) * vocabulary];
-        linear_into(&mut logits, false, x, &w, shape);
+        linear_into(&mut logits, false, x, &w, shape, precision);
         for (row, &target) in logits.chunks_exact(vocabulary).zip(&targets[start..end]) {
             loss += f64::from(log_sum_exp(row) - row[target as usize]) * weight;
         }
@@ -84,9 +105,9 @@ fn loss_and_gradients(
                 softmax_gradient(row, target as usize, weight as f32);
             }
         });
-        linear_backward_input_into(&mut dx[start * hidden..end * hidden], false, &logits, &w, shape);
+        linear_backward_input_into(&mut dx[start * hidden..end * hidden], false, &logits, &w, shape, precision);
         if let Some(dw) = dw.as_deref_mut() {
-            linear_backward_weight_into(dw, &logits, x, shape);
+            linear_backward_weight_into(dw, &logits, x, shape, precision);
         }
     });
     Ok(LossAndGradient { loss, dx: tensor(dx, (rows, hidden))? })
@@ -159,7 +180,7 @@ mod tests {
         let grads = loss.backward()?;
 
         let dw = Tensor::zeros((v, c), DType::F32, &Device::Cpu)?;
-        let got = forward_backward(&x, &w, &targets, weight, &dw)?;
+        let got = forward_backward(&x, &w, &targets, weight, &dw, Precision::F32)?;
         assert!((got.loss - f64::from(loss.to_scalar::<f32>()?)).abs() < 1e-5);
         let close = |a: &Tensor, b: &Tensor| -> Result<()> {
             assert!((a - b)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
@@ -167,7 +188,7 @@ mod tests {
         };
         close(&got.dx, grads.get(&x).expect("gradient of x"))?;
         close(&dw, grads.get(&w).expect("gradient of w"))?;
-        let each: f64 = losses(&x, &w, &targets)?.iter().map(|loss| f64::from(*loss)).sum();
+        let each: f64 = losses(&x, &w, &targets, Precision::F32)?.iter().map(|loss| f64::from(*loss)).sum();
         assert!((each * weight - got.loss).abs() < 1e-6);
         Ok(())
     }

@@ -13,7 +13,9 @@
 #![expect(unsafe_code, reason = "vector instructions and the gemm crate are reached through unsafe calls")]
 
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod attention;
+pub mod bf16;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod lora;

@@ -7,6 +7,7 @@
 mod input;
 mod packed;
 mod product;
+mod quantized;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -14,7 +15,10 @@ mod x86;
 use candle_core::{Result, Tensor, bail};
 use gemm::Parallelism;
 
-pub use self::packed::{Input, PackedWeight, WeightDtype};
+pub use self::{
+    packed::{Input, PackedWeight, WeightDtype},
+    quantized::{BlockFormat, QuantizedWeight},
+};
 
 use crate::{
     host::{read, tensor, write},
@@ -26,6 +30,27 @@ const K_BLOCK: usize = 512;
 
 /// Products with at most this many results take another path in `gemm`, with another order of summation.
 const SMALL_PRODUCT: usize = 256;
+
+/// What training's products multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// f32 operands.
+    #[default]
+    F32,
+    /// Operands rounded to bf16 while they are packed (to nearest even), sums in f32. A processor without
+    /// AVX-512-BF16 rounds the second operand alone (the weight; the input in a weight's gradient), so the last bits
+    /// differ between processors.
+    Bf16,
+}
+
+impl From<Precision> for WeightDtype {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
 
 /// A strided matrix operand.
 #[derive(Clone, Copy)]
@@ -46,7 +71,14 @@ impl<'a> Operand<'a> {
 }
 
 /// `dst[m, n] (+)= a[m, k] · b[k, n]`; `dst` is row-major and dense.
-fn gemm_into(dst: &mut [f32], accumulate: bool, (m, n, k): (usize, usize, usize), a: Operand, b: Operand) {
+fn gemm_into(
+    dst: &mut [f32],
+    accumulate: bool,
+    (m, n, k): (usize, usize, usize),
+    a: Operand,
+    b: Operand,
+    precision: Precision,
+) {
     let last = |rows: usize, columns: usize, o: &Operand| (rows - 1) * o.row_stride + (columns - 1) * o.column_stride;
     if m == 0 || n == 0 {
         return;
@@ -58,11 +90,11 @@ fn gemm_into(dst: &mut [f32], accumulate: bool, (m, n, k): (usize, usize, usize)
         return;
     }
     assert!(dst.len() >= m * n && a.values.len() > last(m, k, &a) && b.values.len() > last(k, n, &b));
-    let kernel = tile::best(WeightDtype::F32);
-    if kernel.is_portable() {
+    let kernel = tile::best(precision.into());
+    if kernel.is_portable() && precision == Precision::F32 {
         by_gemm_crate(dst, accumulate, (m, n, k), a, b);
     } else {
-        product::product(kernel, dst, accumulate, (m, n, k), a, b);
+        product::product(kernel, dst, accumulate, (m, n, k), a, &b);
     }
 }
 
@@ -124,8 +156,9 @@ pub(crate) fn linear_into(
     x: &[f32],
     w: &[f32],
     (rows, inner, out): (usize, usize, usize),
+    precision: Precision,
 ) {
-    gemm_into(dst, accumulate, (rows, out, inner), Operand::rows(x, inner), Operand::transposed(w, inner));
+    gemm_into(dst, accumulate, (rows, out, inner), Operand::rows(x, inner), Operand::transposed(w, inner), precision);
 }
 
 /// `dx[rows, inner] (+)= dy[rows, out] · w[out, inner]`.
@@ -135,8 +168,9 @@ pub(crate) fn linear_backward_input_into(
     dy: &[f32],
     w: &[f32],
     (rows, inner, out): (usize, usize, usize),
+    precision: Precision,
 ) {
-    gemm_into(dx, accumulate, (rows, inner, out), Operand::rows(dy, out), Operand::rows(w, inner));
+    gemm_into(dx, accumulate, (rows, inner, out), Operand::rows(dy, out), Operand::rows(w, inner), precision);
 }
 
 /// `dw[out, inner] += dy[rows, out]ᵀ · x[rows, inner]`.
@@ -145,14 +179,21 @@ pub(crate) fn linear_backward_weight_into(
     dy: &[f32],
     x: &[f32],
     (rows, inner, out): (usize, usize, usize),
+    precision: Precision,
 ) {
-    gemm_into(dw, true, (out, inner, rows), Operand::transposed(dy, out), Operand::rows(x, inner));
+    gemm_into(dw, true, (out, inner, rows), Operand::transposed(dy, out), Operand::rows(x, inner), precision);
 }
 
 /// The linear layer.
 ///
 /// **Shapes**: `x [N, I]`, `w [O, I]`, `bias [O]`, `residual [N, O]` → `[N, O]`. The residual is added to the result.
-pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    precision: Precision,
+) -> Result<Tensor> {
     let ((rows, inner), (out, w_inner)) = (x.dims2()?, w.dims2()?);
     if inner != w_inner {
         bail!("linear: x has {inner} columns, w {w_inner}")
@@ -166,7 +207,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, residual: Option<&T
         }
         None => vec![0.0; rows * out],
     };
-    linear_into(&mut y, residual.is_some(), &read(x)?, &read(w)?, (rows, inner, out));
+    linear_into(&mut y, residual.is_some(), &read(x)?, &read(w)?, (rows, inner, out), precision);
     if let Some(bias) = bias {
         add_rows(&mut y, &read(bias)?);
     }
@@ -174,25 +215,25 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, residual: Option<&T
 }
 
 /// Gradient of the linear layer's input: `dy [N, O]`, `w [O, I]` → `[N, I]`.
-pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+pub fn linear_backward_input(dy: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
     let ((rows, out), (w_out, inner)) = (dy.dims2()?, w.dims2()?);
     if out != w_out {
         bail!("linear_backward_input: dy has {out} columns, w {w_out} rows")
     }
     let mut dx = vec![0.0; rows * inner];
-    linear_backward_input_into(&mut dx, false, &read(dy)?, &read(w)?, (rows, inner, out));
+    linear_backward_input_into(&mut dx, false, &read(dy)?, &read(w)?, (rows, inner, out), precision);
     tensor(dx, (rows, inner))
 }
 
 /// Adds the gradient of the linear layer's weight to `dw [O, I]` in place: `dw += dyᵀ · x`.
-pub fn linear_backward_weight(dw: &Tensor, dy: &Tensor, x: &Tensor) -> Result<()> {
+pub fn linear_backward_weight(dw: &Tensor, dy: &Tensor, x: &Tensor, precision: Precision) -> Result<()> {
     let ((rows, out), (x_rows, inner)) = (dy.dims2()?, x.dims2()?);
     if rows != x_rows || dw.dims2()? != (out, inner) {
         bail!("linear_backward_weight: dw {:?}, dy {:?}, x {:?}", dw.dims(), dy.dims(), x.dims())
     }
     let (dy, x) = (read(dy)?, read(x)?);
     write(dw, |dw| {
-        linear_backward_weight_into(dw, &dy, &x, (rows, inner, out));
+        linear_backward_weight_into(dw, &dy, &x, (rows, inner, out), precision);
         Ok(())
     })
 }
@@ -242,18 +283,43 @@ mod tests {
     fn forward_and_backward_equal_candle() -> Result<()> {
         for (n, i, o) in [(1, 3, 5), (7, 64, 33), (40, 700, 96)] {
             let (x, w, dy) = (random((n, i)), random((o, i)), random((n, o)));
-            let y = linear(&x, &w, None, None)?;
+            let y = linear(&x, &w, None, None, Precision::F32)?;
             let close = |a: &Tensor, b: &Tensor| -> Result<()> {
                 let error = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
                 assert!(error < 1e-3, "{error}");
                 Ok(())
             };
             close(&y, &x.matmul(&w.t()?)?)?;
-            close(&linear_backward_input(&dy, &w)?, &dy.matmul(&w)?)?;
+            close(&linear_backward_input(&dy, &w, Precision::F32)?, &dy.matmul(&w)?)?;
             let dw = random((o, i));
             let expected = (&dw.copy()? + dy.t()?.matmul(&x)?)?;
-            linear_backward_weight(&dw, &dy, &x)?;
+            linear_backward_weight(&dw, &dy, &x, Precision::F32)?;
             close(&dw, &expected)?;
+        }
+        Ok(())
+    }
+
+    /// Rounding is an error of up to 2^-8 of each factor, so of little more than 2^-7 of each term.
+    #[test]
+    fn in_bf16_results_lie_within_the_rounding_of_their_terms() -> Result<()> {
+        for (n, i, o) in [(1, 3, 5), (7, 64, 33), (40, 700, 96)] {
+            let (x, w, dy, dw) = (random((n, i)), random((o, i)), random((n, o)), random((o, i)));
+            let near = |got: &Tensor, a: &Tensor, b: &Tensor, c: Option<&Tensor>| -> Result<()> {
+                let exact = a.matmul(b)?;
+                let exact = c.map_or(Ok(exact.clone()), |c| c + exact)?;
+                let bound = (a.abs()?.matmul(&b.abs()?)? * (1.01 * 2f64.powi(-7)))?;
+                let over = ((got - exact)?.abs()? - bound)?.max_all()?.to_scalar::<f32>()?;
+                assert!(over < 1e-4, "{over}");
+                Ok(())
+            };
+            near(&linear(&x, &w, None, None, Precision::Bf16)?, &x, &w.t()?.contiguous()?, None)?;
+            near(&linear_backward_input(&dy, &w, Precision::Bf16)?, &dy, &w, None)?;
+            let before = dw.copy()?;
+            linear_backward_weight(&dw, &dy, &x, Precision::Bf16)?;
+            near(&dw, &dy.t()?.contiguous()?, &x, Some(&before))?;
+            let exact = linear(&x, &w, None, None, Precision::F32)?;
+            let differs = (linear(&x, &w, None, None, Precision::Bf16)? - exact)?.abs()?.max_all()?;
+            assert!(differs.to_scalar::<f32>()? > 0.0, "nothing was rounded");
         }
         Ok(())
     }
@@ -263,10 +329,10 @@ mod tests {
         for (inner, out) in [(48, 64), (64, 172), (128, 128), (172, 64), (384, 128), (600, 48), (1536, 96), (2048, 300)]
         {
             let (x, w) = (random((130, inner)), random((out, inner)));
-            let all = to_rows(&linear(&x, &w, None, None)?)?;
+            let all = to_rows(&linear(&x, &w, None, None, Precision::F32)?)?;
             for rows in [1, 2, 3, 4, 5, 8, 16, 31, 63, 64, 65, 129] {
                 for first in [0, 130 - rows] {
-                    let part = to_rows(&linear(&x.narrow(0, first, rows)?, &w, None, None)?)?;
+                    let part = to_rows(&linear(&x.narrow(0, first, rows)?, &w, None, None, Precision::F32)?)?;
                     assert_eq!(part[..], all[first..first + rows], "inner {inner} out {out} rows {rows}");
                 }
             }

@@ -82,7 +82,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--glan", required=True, help="the executable")
     p.add_argument("--what", choices=["generate", "train"], default="generate")
-    p.add_argument("--methods", default="full,lora", help="train: what is trained")
+    p.add_argument("--methods", default="full,lora", help="train: what is trained (qlora: beside PyTorch's lora)")
     p.add_argument("--steps", type=int, default=5, help="train: steps of a pass, the best of which counts")
     p.add_argument("--sizes", default="25m,125m")
     p.add_argument("--dtypes", default="f32,bf16")
@@ -168,7 +168,7 @@ def compare_training(args, size, model, dtype, method):
     common = ["--batch", "4", "--seq", "512", "--steps", str(args.steps), "--threads", str(args.threads)]
     ours = [args.glan, "-q", "bench", "train", "--model", model, "--dtype", dtype, "--method", method, "--json", *common]
     theirs = [sys.executable, os.path.join(HERE, "train_torch.py"), "--size", size, "--arch", "llama",
-              "--dtype", DTYPES[dtype][0], "--mode", method, *common]
+              "--dtype", DTYPES[dtype][0], "--mode", "lora" if method == "qlora" else method, *common]
     best = {"glan": {}, "pytorch": {}}
     about = {}
     for _ in range(args.passes):

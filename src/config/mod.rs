@@ -33,7 +33,10 @@ pub use self::{
     load::load,
     report::ReportConfig,
     thresholds::{COLUMNS, Threshold},
-    train::{ActivationCheckpointing, LrSchedule, ReportTo, TrainConfig, TrainInit, TrainMethod},
+    train::{
+        ActivationCheckpointing, BaseQuantization, LrSchedule, OptimizerKind, ReportTo, TrainConfig, TrainInit,
+        TrainMethod, TrainPrecision,
+    },
 };
 use crate::device::DeviceKind;
 

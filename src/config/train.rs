@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
+use glan_kernels::matmul::{BlockFormat, Precision};
 use serde::{Deserialize, Serialize};
 
 /// Stage 3.
@@ -22,6 +24,10 @@ pub struct TrainConfig {
     pub use_rslora: bool,
     /// LoRA: train a magnitude per output beside the direction (DoRA).
     pub use_dora: bool,
+    /// QLoRA: how the frozen matrices of the blocks are held.
+    pub base_quantization: BaseQuantization,
+    /// LoRA, QLoRA: write the student too, the adapter merged into its (for QLoRA unpacked) base.
+    pub merge_adapter: bool,
     /// Where the weights start.
     pub init: TrainInit,
     /// Chat template for conversations; empty takes the model's own, else a plain one.
@@ -55,10 +61,16 @@ pub struct TrainConfig {
     pub max_tokens_per_micro_batch: usize,
     /// Longest conversation in tokens; longer ones are cut at the end. 0 takes the model's context.
     pub max_length: usize,
-    /// Memory for activations: keep all, or a block's input alone and compute the block again in the backward.
+    /// What products multiply: f32, or bf16 with f32 sums, master weights and optimizer state.
+    pub precision: TrainPrecision,
+    /// Memory for activations: keep all, or the inputs of some blocks alone and compute the blocks again in the backward.
     pub activation_checkpointing: ActivationCheckpointing,
+    /// `every_n`: the input of one block in so many is kept.
+    pub activation_checkpointing_n: usize,
     /// NEFTune: uniform noise on the embeddings, of this strength (5 in the paper); 0 is off.
     pub neftune_noise_alpha: f64,
+    /// How the optimizer holds its two moments.
+    pub optimizer: OptimizerKind,
     /// Decoupled weight decay, on matrices only.
     pub weight_decay: f64,
     /// AdamW's first-moment decay.
@@ -97,6 +109,8 @@ impl Default for TrainConfig {
             lora_target_modules: vec!["all-linear".to_owned()],
             use_rslora: false,
             use_dora: false,
+            base_quantization: BaseQuantization::Nf4,
+            merge_adapter: true,
             init: TrainInit::Checkpoint,
             chat_template: PathBuf::new(),
             assistant_only_loss: true,
@@ -113,8 +127,11 @@ impl Default for TrainConfig {
             group_by_length: false,
             max_tokens_per_micro_batch: 4096,
             max_length: 0,
+            precision: TrainPrecision::F32,
             activation_checkpointing: ActivationCheckpointing::None,
+            activation_checkpointing_n: 2,
             neftune_noise_alpha: 0.0,
+            optimizer: OptimizerKind::Adamw,
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
@@ -140,16 +157,90 @@ pub enum TrainMethod {
     Full,
     /// Low-rank adapters beside frozen weights.
     Lora,
+    /// The same beside matrices that are frozen in blocks of few bits.
+    QLora,
+}
+
+/// How a frozen matrix is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub enum BaseQuantization {
+    /// bitsandbytes' 4-bit NormalFloat, in blocks of 64 values.
+    #[serde(rename = "nf4")]
+    Nf4,
+    /// ggml's 8 bits, in blocks of 32 values.
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// ggml's 4 bits, in blocks of 256 values.
+    #[serde(rename = "q4_k")]
+    #[value(name = "q4_k")]
+    Q4K,
+}
+
+impl BaseQuantization {
+    /// The format of the blocks.
+    pub fn format(self) -> BlockFormat {
+        match self {
+            Self::Nf4 => BlockFormat::Nf4,
+            Self::Q8_0 => BlockFormat::Q8_0,
+            Self::Q4K => BlockFormat::Q4K,
+        }
+    }
+}
+
+/// The optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub enum OptimizerKind {
+    /// AdamW, moments in f32.
+    #[serde(rename = "adamw", alias = "adamw_torch")]
+    Adamw,
+    /// AdamW, moments in 8 bits for tensors of at least 4,096 values.
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    #[value(name = "adamw_8bit")]
+    Adamw8bit,
+}
+
+/// What products multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainPrecision {
+    /// f32.
+    #[serde(alias = "fp32", alias = "float32")]
+    F32,
+    /// bf16 operands and activations; sums, master weights, gradients and optimizer state are f32.
+    #[serde(alias = "bfloat16")]
+    Bf16,
 }
 
 /// What of a forward pass is kept for the backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum ActivationCheckpointing {
     /// Everything.
     None,
     /// The inputs of the blocks.
     Block,
+    /// The input of every n-th block.
+    EveryN,
+}
+
+impl TrainConfig {
+    /// Blocks that are computed again from one kept input; 0 where everything is kept.
+    pub fn recompute_blocks(&self) -> usize {
+        match self.activation_checkpointing {
+            ActivationCheckpointing::None => 0,
+            ActivationCheckpointing::Block => 1,
+            ActivationCheckpointing::EveryN => self.activation_checkpointing_n,
+        }
+    }
+
+    /// What the model multiplies.
+    pub fn precision(&self) -> Precision {
+        match self.precision {
+            TrainPrecision::F32 => Precision::F32,
+            TrainPrecision::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 /// Where the curves of a run go beside its own files.

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 
 use super::{
     Config, CurateConfig, EvaluateConfig, GenerateConfig, ImproveConfig, SamplingConfig, Threshold, TrainConfig,
+    TrainInit, TrainMethod,
 };
 
 impl Config {
@@ -116,6 +117,13 @@ fn check_train(train: &TrainConfig, ranges: &mut Ranges) {
     let dropout = train.lora_dropout;
     ranges.check("train.lora_dropout", dropout, (0.0..1.0).contains(&dropout), "at least 0 and below 1");
     ranges.not_negative("train.neftune_noise_alpha", train.neftune_noise_alpha);
+    let quantised = train.method == TrainMethod::QLora;
+    ranges.check(
+        "train.init",
+        format!("{:?}", train.init).to_lowercase(),
+        !quantised || train.init == TrainInit::Checkpoint,
+        "\"checkpoint\" with `train.method = \"qlora\"`",
+    );
     let spike = train.loss_spike_factor;
     ranges.check(
         "train.loss_spike_factor",
@@ -139,6 +147,7 @@ fn check_train(train: &TrainConfig, ranges: &mut Ranges) {
     );
     ranges.at_least("train.train_batch_size", train.train_batch_size, 1);
     ranges.at_least("train.max_tokens_per_micro_batch", train.max_tokens_per_micro_batch, 1);
+    ranges.at_least("train.activation_checkpointing_n", train.activation_checkpointing_n, 1);
     ranges.not_negative("train.weight_decay", train.weight_decay);
     for (key, beta) in [("train.adam_beta1", train.adam_beta1), ("train.adam_beta2", train.adam_beta2)] {
         // At 1 the bias correction divides by zero.
@@ -275,6 +284,7 @@ mod tests {
             ("train.load_best_model_at_end", vec!["true"]),
             ("train.train_batch_size", vec!["0"]),
             ("train.max_tokens_per_micro_batch", vec!["0"]),
+            ("train.activation_checkpointing_n", vec!["0"]),
             ("train.weight_decay", vec!["-0.1"]),
             ("train.adam_beta1", vec!["-0.1", "1"]),
             ("train.adam_beta2", vec!["-0.1", "1"]),

@@ -75,6 +75,11 @@ impl GgufFile {
         self.by_name.get(name).map(|&at| &self.header.tensors[at])
     }
 
+    /// One tensor as it lies in the file.
+    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
+        &self.map[tensor.bytes.clone()]
+    }
+
     /// The values of one tensor, `out` as long as the tensor.
     pub fn read(&self, tensor: &TensorInfo, out: &mut [f32]) -> Result<()> {
         blocks::dequantize(tensor.kind, &self.map[tensor.bytes.clone()], out)

@@ -6,13 +6,15 @@
 use candle_core::{Result, Tensor};
 use glan_kernels::{
     attention::{self, Heads},
-    matmul::{bias_backward, linear, linear_backward_input, linear_backward_weight},
+    bf16,
+    matmul::{Precision, bias_backward, linear_backward_weight},
     rms_norm, rope, swiglu,
 };
 
 use super::{
     layout::LayerWeights,
     lora::{LayerAdapter, LayerGradients, Product},
+    matrix::Matrix,
 };
 
 /// What every block of one pass shares.
@@ -25,6 +27,8 @@ pub struct Pass<'a> {
     pub sin: &'a Tensor,
     /// Epsilon of the norms.
     pub eps: f64,
+    /// What the products multiply.
+    pub precision: Precision,
 }
 
 /// What a block's forward sees beside its weights.
@@ -37,15 +41,15 @@ pub struct Context<'a> {
 
 impl Context<'_> {
     /// Adds the adapter's part, where there is one, to a product's output.
-    fn adapt(&self, product: Product, x: &Tensor, w: &Tensor, y: &Tensor) -> Result<()> {
+    fn adapt(&self, product: Product, x: &Tensor, w: &Matrix, y: &Tensor) -> Result<()> {
         self.adapter.as_ref().map_or(Ok(()), |adapter| adapter.add(product, x, w, y))
     }
 }
 
 /// What a block's backward adds to.
 pub enum Gradients<'a> {
-    /// The gradients of all weights.
-    Full(&'a LayerWeights),
+    /// The gradients of all weights, from products of this precision.
+    Full(&'a LayerWeights, Precision),
     /// Those of the adapter alone; the block's own weights are frozen.
     Adapter(LayerAdapter<'a>, LayerGradients<'a>),
 }
@@ -53,7 +57,7 @@ pub enum Gradients<'a> {
 impl<'a> Gradients<'a> {
     fn full(&self) -> Option<&'a LayerWeights> {
         match self {
-            Self::Full(gradients) => Some(gradients),
+            Self::Full(gradients, _) => Some(gradients),
             Self::Adapter(..) => None,
         }
     }
@@ -64,13 +68,13 @@ impl<'a> Gradients<'a> {
         product: Product,
         dy: &Tensor,
         x: &Tensor,
-        w: &Tensor,
-        dw: impl Fn(&'a LayerWeights) -> &'a Tensor,
+        w: &Matrix,
+        dw: impl Fn(&'a LayerWeights) -> &'a Matrix,
     ) -> Result<Tensor> {
         match self {
-            Self::Full(gradients) => {
-                linear_backward_weight(dw(gradients), dy, x)?;
-                linear_backward_input(dy, w)
+            Self::Full(gradients, precision) => {
+                linear_backward_weight(dw(gradients).dense()?, dy, x, *precision)?;
+                w.backward_input(dy, *precision)
             }
             Self::Adapter(adapter, gradients) => adapter.backward(product, dy, x, w, gradients),
         }
@@ -103,6 +107,33 @@ struct SavedQkNorm {
     k_rstd: Tensor, // [N, K]
 }
 
+impl Saved {
+    /// The same in half the memory; what is one value per row or head stays in f32.
+    pub fn narrow(self) -> Result<Self> {
+        self.map(bf16::narrow)
+    }
+
+    /// Back to f32.
+    pub fn widen(self) -> Result<Self> {
+        self.map(bf16::widen)
+    }
+
+    fn map(self, to: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let qk_norm = self.qk_norm.map(|it| to(&it.before).map(|before| SavedQkNorm { before, ..it })).transpose()?;
+        Ok(Self {
+            x: to(&self.x)?,
+            x_norm: to(&self.x_norm)?,
+            qk_norm,
+            qkv: to(&self.qkv)?,
+            o: to(&self.o)?,
+            h: to(&self.h)?,
+            h_norm: to(&self.h_norm)?,
+            gate_up: to(&self.gate_up)?,
+            ..self
+        })
+    }
+}
+
 /// One block forward over packed sequences: `x [N, C]` → `[N, C]`; fills `saved` when it is asked for.
 pub fn forward(
     x: &Tensor,
@@ -113,7 +144,7 @@ pub fn forward(
     saved: Option<&mut Vec<Saved>>,
 ) -> Result<Tensor> {
     let (x_norm, x_rstd) = rms_norm::forward(x, &weights.input_norm, pass.eps)?;
-    let qkv = linear(&x_norm, &weights.qkv, weights.qkv_bias.as_ref(), None)?; // [N, (H + 2K)·D]
+    let qkv = weights.qkv.linear(&x_norm, weights.qkv_bias.as_ref(), None, pass.precision)?; // [N, (H + 2K)·D]
     context.adapt(Product::Qkv, &x_norm, &weights.qkv, &qkv)?;
     let qk_norm = match &weights.qk_norm {
         Some((q_norm, k_norm)) => {
@@ -125,14 +156,18 @@ pub fn forward(
         None => None,
     };
     rope::in_place(&qkv, pass.cos, pass.sin, pass.positions, heads.query + heads.key_value, false)?;
+    if pass.precision == Precision::Bf16 {
+        // The backward computes the attention's weights again from what was kept in bf16: from the same values, then.
+        bf16::round_in_place(&qkv)?;
+    }
     let (o, lse) = attention::forward(&qkv, context.cu_seqlens, heads)?;
-    let h = linear(&o, &weights.o, weights.o_bias.as_ref(), Some(x))?; // [N, C]
+    let h = weights.o.linear(&o, weights.o_bias.as_ref(), Some(x), pass.precision)?; // [N, C]
     context.adapt(Product::O, &o, &weights.o, &h)?;
     let (h_norm, h_rstd) = rms_norm::forward(&h, &weights.post_norm, pass.eps)?;
-    let gate_up = linear(&h_norm, &weights.gate_up, None, None)?; // [N, 2F]
+    let gate_up = weights.gate_up.linear(&h_norm, None, None, pass.precision)?; // [N, 2F]
     context.adapt(Product::GateUp, &h_norm, &weights.gate_up, &gate_up)?;
     let hidden = swiglu::forward(&gate_up)?; // [N, F]
-    let y = linear(&hidden, &weights.down, None, Some(&h))?;
+    let y = weights.down.linear(&hidden, None, Some(&h), pass.precision)?;
     context.adapt(Product::Down, &hidden, &weights.down, &y)?;
     if let Some(saved) = saved {
         let x = x.clone();

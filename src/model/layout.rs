@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
+use glan_kernels::matmul::QuantizedWeight;
 
-use super::DecoderConfig;
+use super::{
+    DecoderConfig,
+    matrix::{MATRICES, Matrix},
+};
 
 /// One tensor of a checkpoint and its place in an arena.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +88,13 @@ impl Layout {
         Self::of(list)
     }
 
+    /// The same without the blocks' matrices, which a quantised model holds elsewhere.
+    pub(super) fn without_matrices(config: &DecoderConfig) -> Self {
+        let whole = Self::new(config);
+        let rest = whole.tensors.iter().filter(|tensor| !tensor.name.ends_with("_proj.weight"));
+        Self::of(rest.map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect())
+    }
+
     /// Tensors one after another.
     pub(super) fn of(list: Vec<(String, Vec<usize>)>) -> Self {
         let mut len = 0;
@@ -137,45 +148,62 @@ pub struct LayerWeights {
     /// `[C]`
     pub input_norm: Tensor,
     /// `[(H + 2K)·D, C]`
-    pub qkv: Tensor,
+    pub qkv: Matrix,
     /// `[(H + 2K)·D]`
     pub qkv_bias: Option<Tensor>,
     /// q and k norms, `[D]` each.
     pub qk_norm: Option<(Tensor, Tensor)>,
     /// `[C, H·D]`
-    pub o: Tensor,
+    pub o: Matrix,
     /// `[C]`
     pub o_bias: Option<Tensor>,
     /// `[C]`
     pub post_norm: Tensor,
     /// `[2F, C]`
-    pub gate_up: Tensor,
+    pub gate_up: Matrix,
     /// `[C, F]`
-    pub down: Tensor,
+    pub down: Matrix,
 }
 
 impl Weights {
     /// The views of `arena [P]`.
     pub fn new(config: &DecoderConfig, layout: &Layout, arena: Tensor) -> Result<Self> {
+        Self::with_matrices(config, layout, arena, &[])
+    }
+
+    /// The same with the blocks' matrices from elsewhere, in the order of [`MATRICES`], layer by layer; none are those of
+    /// the arena.
+    pub(super) fn with_matrices(
+        config: &DecoderConfig,
+        layout: &Layout,
+        arena: Tensor,
+        matrices: &[Vec<Matrix>],
+    ) -> Result<Self> {
         let view = |first: &str, count: usize| layout.view(&arena, first, count);
         let layers = (0..config.num_hidden_layers)
             .map(|layer| {
                 let view = |name: &str, count: usize| view(&format!("model.layers.{layer}.{name}"), count);
                 let when = |on: bool, name: &str, count: usize| on.then(|| view(name, count)).transpose();
+                let matrix = |index: usize| -> Result<Matrix> {
+                    match matrices.get(layer).and_then(|matrices| matrices.get(index)) {
+                        Some(matrix) => Ok(matrix.clone()),
+                        None => Ok(Matrix::Dense(view(MATRICES[index].0, MATRICES[index].1)?)),
+                    }
+                };
                 Ok(LayerWeights {
                     input_norm: view("input_layernorm.weight", 1)?,
-                    qkv: view("self_attn.q_proj.weight", 3)?,
+                    qkv: matrix(0)?,
                     qkv_bias: when(config.attention_bias, "self_attn.q_proj.bias", 3)?,
                     qk_norm: when(config.qk_norm, "self_attn.q_norm.weight", 1)?.zip(when(
                         config.qk_norm,
                         "self_attn.k_norm.weight",
                         1,
                     )?),
-                    o: view("self_attn.o_proj.weight", 1)?,
+                    o: matrix(1)?,
                     o_bias: when(config.attention_output_bias, "self_attn.o_proj.bias", 1)?,
                     post_norm: view("post_attention_layernorm.weight", 1)?,
-                    gate_up: view("mlp.gate_proj.weight", 2)?,
-                    down: view("mlp.down_proj.weight", 1)?,
+                    gate_up: matrix(2)?,
+                    down: matrix(3)?,
                 })
             })
             .collect::<Result<_>>()?;
@@ -187,5 +215,15 @@ impl Weights {
             lm_head: view(head, 1)?,
             arena,
         })
+    }
+
+    /// The quantised matrices; none where everything is in the arena.
+    pub fn blocks(&self) -> impl Iterator<Item = &QuantizedWeight> {
+        self.layers.iter().flat_map(move |layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]).filter_map(
+            |matrix| match matrix {
+                Matrix::Dense(_) => None,
+                Matrix::Blocks(blocks) => Some(blocks.as_ref()),
+            },
+        )
     }
 }

@@ -16,7 +16,11 @@ use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 use serde::Deserialize;
 
 use super::{GgufTensors, Layout, NamedTensor};
-use crate::{device::DtypeChoice, gguf::is_gguf, records::read_json};
+use crate::{
+    device::DtypeChoice,
+    gguf::{TensorType, is_gguf},
+    records::read_json,
+};
 
 /// Where a model's named tensors come from.
 pub trait TensorSource: Sync {
@@ -26,6 +30,11 @@ pub trait TensorSource: Sync {
     ///
     /// **Errors**: name the file and the tensor.
     fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()>;
+
+    /// The blocks of a tensor as the file holds them, where it holds this type.
+    fn read_blocks(&self, _tensor: &NamedTensor, _kind: TensorType) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
 }
 
 /// The safetensors files of a model directory, mapped.
@@ -106,6 +115,10 @@ impl TensorSource for GgufTensors {
     fn read_rows(&self, tensor: &NamedTensor, first_row: usize, values: &mut [f32]) -> Result<()> {
         GgufTensors::read_rows(self, tensor, first_row, values)
     }
+
+    fn read_blocks(&self, tensor: &NamedTensor, kind: TensorType) -> Result<Option<Vec<u8>>> {
+        GgufTensors::read_blocks(self, tensor, kind)
+    }
 }
 
 impl TensorSource for Safetensors {
@@ -147,7 +160,15 @@ pub fn open(model: &Path, layout: &Layout) -> Result<Box<dyn TensorSource>> {
 ///
 /// **Errors**: those of [`open`].
 pub fn load_arena(model: &Path, layout: &Layout, dtype: DtypeChoice) -> Result<Tensor> {
-    let source = open(model, layout)?;
+    let arena = read_arena(open(model, layout)?.as_ref(), layout)?;
+    if dtype == DtypeChoice::Bf16 {
+        glan_kernels::bf16::round_in_place(&arena)?;
+    }
+    Ok(arena)
+}
+
+/// All tensors of `layout` out of `source`, `[P]`.
+pub(super) fn read_arena(source: &dyn TensorSource, layout: &Layout) -> Result<Tensor> {
     let mut values = vec![0f32; layout.len];
     let mut rest = values.as_mut_slice();
     let mut parts = Vec::new();
@@ -157,9 +178,6 @@ pub fn load_arena(model: &Path, layout: &Layout, dtype: DtypeChoice) -> Result<T
         parts.push((tensor, part));
     }
     parts.into_par_iter().try_for_each(|(tensor, part)| source.read_rows(tensor, 0, part))?;
-    if dtype == DtypeChoice::Bf16 {
-        values.par_iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
-    }
     Ok(Tensor::from_vec(values, layout.len, &Device::Cpu)?)
 }
 

@@ -9,13 +9,13 @@ use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use glan_kernels::{
     lora::{add_column_dots, add_columns, columns, row_norms, scale_columns, scale_rows},
-    matmul::{linear, linear_backward_input, linear_backward_weight},
+    matmul::{Precision, linear, linear_backward_input, linear_backward_weight},
     noise::{Noise, dropout},
     to_vec,
 };
 use rand::Rng;
 
-use super::{DecoderConfig, Layout, NamedTensor, Weights, layout::LayerWeights};
+use super::{DecoderConfig, Layout, NamedTensor, Weights, layout::LayerWeights, matrix::Matrix};
 use crate::seed;
 
 /// A projection that can have an adapter.
@@ -213,7 +213,7 @@ impl Adapter {
             let names = layout.tensors.iter().filter(|tensor| tensor.name.ends_with("lora_magnitude_vector"));
             for (tensor, &(layer, projection)) in names.zip(&shape.targets) {
                 let (product, start) = projection.place(config);
-                let w = product_weight(&weights.layers[layer], product).narrow(0, start, tensor.len())?;
+                let w = product_weight(&weights.layers[layer], product).rows(start, tensor.len())?;
                 let norms = row_norms(&w, &w.zeros_like()?, 0.0)?;
                 values[tensor.offset..tensor.offset + tensor.len()].copy_from_slice(&norms);
             }
@@ -233,7 +233,7 @@ impl Adapter {
         let scale = self.shape.scale() as f32;
         for (layer, factors) in weights.layers.iter().zip(&self.layers) {
             for factors in factors {
-                let w = product_weight(layer, factors.product).narrow(0, factors.start, factors.width)?;
+                let w = product_weight(layer, factors.product).dense()?.narrow(0, factors.start, factors.width)?;
                 let g = factors.gain(&w, scale)?;
                 add_columns(&w, 0, &factors.delta()?, &[scale])?;
                 if let Some(Gain { g, .. }) = g {
@@ -245,11 +245,12 @@ impl Adapter {
     }
 
     /// The adapter of one layer, with what a pass needs beside it.
-    pub(super) fn layer(&self, index: usize, dropout: Option<(f32, Noise)>) -> LayerAdapter<'_> {
+    pub(super) fn layer(&self, index: usize, dropout: Option<(f32, Noise)>, precision: Precision) -> LayerAdapter<'_> {
         LayerAdapter {
             factors: &self.layers[index],
             scale: self.shape.scale() as f32,
             dropout: dropout.map(|(p, noise)| (p, noise.with(index as u64))),
+            precision,
         }
     }
 
@@ -258,7 +259,7 @@ impl Adapter {
     }
 }
 
-fn product_weight(layer: &LayerWeights, product: Product) -> &Tensor {
+fn product_weight(layer: &LayerWeights, product: Product) -> &Matrix {
     match product {
         Product::Qkv => &layer.qkv,
         Product::O => &layer.o,
@@ -276,7 +277,7 @@ struct Gain {
 impl Factors {
     /// `B·A`, `[O, I]`
     fn delta(&self) -> TensorResult<Tensor> {
-        linear_backward_input(&self.b, &self.a)
+        linear_backward_input(&self.b, &self.a, Precision::F32)
     }
 
     fn gain(&self, w: &Tensor, scale: f32) -> TensorResult<Option<Gain>> {
@@ -292,6 +293,7 @@ pub struct LayerAdapter<'a> {
     factors: &'a [Factors],
     scale: f32,
     dropout: Option<(f32, Noise)>,
+    precision: Precision,
 }
 
 /// Where one layer's gradients go.
@@ -312,16 +314,18 @@ impl LayerAdapter<'_> {
     /// Adds the adapter's part to a product's output in place.
     ///
     /// **Shapes**: `x [N, I]`, `w [O, I]` the product's frozen weight, `y [N, O]`.
-    pub fn add(&self, product: Product, x: &Tensor, w: &Tensor, y: &Tensor) -> TensorResult<()> {
+    pub fn add(&self, product: Product, x: &Tensor, w: &Matrix, y: &Tensor) -> TensorResult<()> {
         for (_, factors) in self.of(product) {
-            let low = linear(&self.dropped(x, factors)?, &factors.a, None, None)?; // [N, r]
-            let part = linear(&low, &factors.b, None, None)?; // [N, width]
-            let w = w.narrow(0, factors.start, factors.width)?;
-            match factors.gain(&w, self.scale)? {
+            let low = linear(&self.dropped(x, factors)?, &factors.a, None, None, self.precision)?; // [N, r]
+            let part = linear(&low, &factors.b, None, None, self.precision)?; // [N, width]
+            // Of a quantised weight the rows are unpacked: for DoRA alone.
+            let w = factors.magnitude.as_ref().map(|_| w.rows(factors.start, factors.width)).transpose()?;
+            let gain = w.as_ref().map(|w| factors.gain(w, self.scale)).transpose()?.flatten();
+            match w.zip(gain) {
                 None => add_columns(y, factors.start, &part, &[self.scale])?,
-                Some(Gain { g, .. }) => {
+                Some((w, Gain { g, .. })) => {
                     // The output may hold a residual and a bias already, so the frozen part is computed once more.
-                    let frozen = linear(x, &w, None, None)?;
+                    let frozen = linear(x, &w, None, None, self.precision)?;
                     let (rest, scaled): (Vec<f32>, Vec<f32>) = g.iter().map(|g| (g - 1.0, g * self.scale)).unzip();
                     add_columns(y, factors.start, &frozen, &rest)?;
                     add_columns(y, factors.start, &part, &scaled)?;
@@ -339,7 +343,7 @@ impl LayerAdapter<'_> {
         product: Product,
         dy: &Tensor,
         x: &Tensor,
-        w: &Tensor,
+        w: &Matrix,
         gradients: &LayerGradients,
     ) -> TensorResult<Tensor> {
         // DoRA scales the columns of dy; the caller's own is still needed as it is.
@@ -349,25 +353,25 @@ impl LayerAdapter<'_> {
         for (index, factors) in self.of(product) {
             let gradient = &gradients.0[index];
             let dropped = self.dropped(x, factors)?;
-            let low = linear(&dropped, &factors.a, None, None)?; // [N, r]
+            let low = linear(&dropped, &factors.a, None, None, self.precision)?; // [N, r]
             if let Some(magnitude) = &gradient.magnitude {
-                let w = w.narrow(0, factors.start, factors.width)?;
+                let w = w.rows(factors.start, factors.width)?;
                 if let Some(Gain { g, per_norm }) = factors.gain(&w, self.scale)? {
-                    let z = linear(x, &w, None, None)?;
-                    add_columns(&z, 0, &linear(&low, &factors.b, None, None)?, &[self.scale])?;
+                    let z = linear(x, &w, None, None, self.precision)?;
+                    add_columns(&z, 0, &linear(&low, &factors.b, None, None, self.precision)?, &[self.scale])?;
                     add_column_dots(magnitude, &columns(&dy, factors.start, factors.width)?, &z, &per_norm)?;
                     scale_columns(&dy, factors.start, &g)?;
                 }
             }
             let dpart = columns(&dy, factors.start, factors.width)?;
             let scale = f64::from(self.scale);
-            linear_backward_weight(&gradient.b, &dpart, &low.affine(scale, 0.0)?)?;
-            let dlow = linear_backward_input(&dpart, &factors.b)?.affine(scale, 0.0)?; // [N, r]
-            linear_backward_weight(&gradient.a, &dlow, &dropped)?;
-            let dx = linear_backward_input(&dlow, &factors.a)?; // [N, I]
+            linear_backward_weight(&gradient.b, &dpart, &low.affine(scale, 0.0)?, self.precision)?;
+            let dlow = linear_backward_input(&dpart, &factors.b, self.precision)?.affine(scale, 0.0)?; // [N, r]
+            linear_backward_weight(&gradient.a, &dlow, &dropped, self.precision)?;
+            let dx = linear_backward_input(&dlow, &factors.a, self.precision)?; // [N, I]
             parts.push(self.dropped(&dx, factors)?);
         }
-        let dx = linear_backward_input(&dy, w)?;
+        let dx = w.backward_input(&dy, self.precision)?;
         for part in parts {
             add_columns(&dx, 0, &part, &[1.0])?;
         }

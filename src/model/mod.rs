@@ -14,6 +14,7 @@ mod layer;
 mod layout;
 mod loader;
 mod lora;
+mod matrix;
 mod peft;
 mod rope;
 mod train_step;

@@ -1,9 +1,10 @@
 //! The decoder's training face: loss and gradients of packed conversations.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 use glan_kernels::{
     cross_entropy, embedding,
+    matmul::Precision,
     noise::{Noise, add_uniform},
     rms_norm,
 };
@@ -73,8 +74,9 @@ pub struct StepOptions {
     pub neftune_noise_alpha: f32,
     /// Names the noise of this step.
     pub noise_key: u64,
-    /// Keep a block's input alone, and compute the block again in the backward. Changes no bit of the gradients.
-    pub recompute_blocks: bool,
+    /// Keep the input of every so many blocks alone, and compute those blocks again in the backward; 0 keeps all. Changes
+    /// no bit of the gradients.
+    pub recompute_blocks: usize,
 }
 
 /// Loss of a micro-batch, `weight · Σ` over its trained tokens, adding `d loss / d parameter` to `gradients`.
@@ -95,19 +97,19 @@ pub fn train_step(
 ) -> Result<f64> {
     let step =
         Step { model, batch, trained, options, noise: Noise { key: options.noise_key, first_row: batch.first_token } };
-    let mut kept: Vec<Kept> = Vec::with_capacity(model.weights.layers.len());
+    let mut kept = Kept { inputs: Vec::new(), saved: Vec::new() };
     let x = step.forward(&mut kept)?; // [N, C]
     let eps = model.config.rms_norm_eps;
     let rows = embedding::forward(&x, &batch.trained_rows)?; // [rows, C]
     let (normed, rstd) = rms_norm::forward(&rows, &model.weights.norm, eps)?;
-    let head = &model.weights.lm_head;
+    let (head, precision) = (&model.weights.lm_head, model.precision);
     let (out, norm) = match trained {
         Trained::Full(gradients) => (
-            cross_entropy::forward_backward(&normed, head, &batch.targets, weight, &gradients.lm_head)?,
+            cross_entropy::forward_backward(&normed, head, &batch.targets, weight, &gradients.lm_head, precision)?,
             gradients.norm.clone(),
         ),
         Trained::Adapter { .. } => (
-            cross_entropy::forward_backward_frozen(&normed, head, &batch.targets, weight)?,
+            cross_entropy::forward_backward_frozen(&normed, head, &batch.targets, weight, precision)?,
             model.weights.norm.zeros_like()?,
         ),
     };
@@ -116,9 +118,7 @@ pub fn train_step(
     embedding::backward(&dx, &drows, &batch.trained_rows)?;
     drop(x);
     for index in (0..model.weights.layers.len()).rev() {
-        // Dropped block by block: the activations' memory shrinks as the backward goes.
-        let Some(kept) = kept.pop() else { anyhow::bail!("a block saved nothing") };
-        dx = step.backward(index, &dx, kept)?;
+        dx = step.backward(index, &dx, &mut kept)?;
     }
     if let Trained::Full(gradients) = trained {
         embedding::backward(&gradients.embed_tokens, &dx, &batch.token_ids)?;
@@ -126,10 +126,12 @@ pub fn train_step(
     Ok(out.loss)
 }
 
-/// What a block leaves behind for its backward.
-enum Kept {
-    All(Saved),
-    Input(Tensor),
+/// What the blocks leave behind for the backward, which takes it away: its memory shrinks as the backward goes.
+struct Kept {
+    /// The inputs of the first block of each group that is computed again.
+    inputs: Vec<Tensor>,
+    /// Of the blocks whose backward comes next.
+    saved: Vec<Saved>,
 }
 
 /// One pass forth and back.
@@ -142,47 +144,57 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    fn forward(&self, kept: &mut Vec<Kept>) -> Result<Tensor> {
+    fn forward(&self, kept: &mut Kept) -> Result<Tensor> {
         let mut x = embedding::forward(&self.model.weights.embed_tokens, &self.batch.token_ids)?;
         self.add_neftune(&x)?;
+        let group = self.options.recompute_blocks;
         for index in 0..self.model.weights.layers.len() {
-            let mut saved = Vec::new();
-            let keeps_all = !self.options.recompute_blocks;
-            let y = self.block(index, &x, keeps_all.then_some(&mut saved))?;
-            kept.push(match saved.pop() {
-                Some(saved) => Kept::All(saved),
-                None => Kept::Input(x),
-            });
-            x = y;
+            if group > 0 && index.is_multiple_of(group) {
+                kept.inputs.push(x.clone());
+            }
+            x = self.block(index, &x, (group == 0).then_some(&mut kept.saved))?;
         }
         Ok(x)
     }
 
-    fn block(&self, index: usize, x: &Tensor, saved: Option<&mut Vec<Saved>>) -> Result<Tensor> {
+    /// One block; what it saves is held in bf16 where that is the precision.
+    fn block(&self, index: usize, x: &Tensor, mut saved: Option<&mut Vec<Saved>>) -> Result<Tensor> {
         let adapter = match self.trained {
             Trained::Full(_) => None,
-            Trained::Adapter { adapter, .. } => Some(adapter.layer(index, self.dropout())),
+            Trained::Adapter { adapter, .. } => Some(adapter.layer(index, self.dropout(), self.model.precision)),
         };
         let context = Context { cu_seqlens: &self.batch.cu_seqlens, adapter };
         let (pass, heads) = (self.model.pass(&self.batch.positions), self.model.config.heads(index));
-        Ok(layer::forward(x, &self.model.weights.layers[index], &heads, &pass, &context, saved)?)
+        let weights = &self.model.weights.layers[index];
+        let y = layer::forward(x, weights, &heads, &pass, &context, saved.as_deref_mut())?;
+        if let Some(saved) = saved
+            && self.model.precision == Precision::Bf16
+            && let Some(last) = saved.pop()
+        {
+            saved.push(last.narrow()?);
+        }
+        Ok(y)
     }
 
-    fn backward(&self, index: usize, dy: &Tensor, kept: Kept) -> Result<Tensor> {
-        let saved = match kept {
-            Kept::All(saved) => saved,
-            Kept::Input(x) => {
-                let mut saved = Vec::new();
-                self.block(index, &x, Some(&mut saved))?;
-                let Some(saved) = saved.pop() else { anyhow::bail!("a block saved nothing") };
-                saved
+    fn backward(&self, index: usize, dy: &Tensor, kept: &mut Kept) -> Result<Tensor> {
+        if kept.saved.is_empty()
+            && let Some(mut x) = kept.inputs.pop()
+        {
+            for again in index - index % self.options.recompute_blocks..=index {
+                x = self.block(again, &x, Some(&mut kept.saved))?;
             }
-        };
+        }
+        let Some(mut saved) = kept.saved.pop() else { bail!("block {index} saved nothing") };
+        let precision = self.model.precision;
+        if precision == Precision::Bf16 {
+            saved = saved.widen()?;
+        }
         let gradients = match self.trained {
-            Trained::Full(gradients) => layer::Gradients::Full(&gradients.layers[index]),
-            Trained::Adapter { adapter, gradients } => {
-                layer::Gradients::Adapter(adapter.layer(index, self.dropout()), gradients.layer_gradients(index))
-            }
+            Trained::Full(gradients) => layer::Gradients::Full(&gradients.layers[index], precision),
+            Trained::Adapter { adapter, gradients } => layer::Gradients::Adapter(
+                adapter.layer(index, self.dropout(), precision),
+                gradients.layer_gradients(index),
+            ),
         };
         let (pass, heads) = (self.model.pass(&self.batch.positions), self.model.config.heads(index));
         let weights = &self.model.weights.layers[index];
@@ -220,12 +232,12 @@ pub fn evaluate_adapted_loss(model: &Decoder, adapter: Option<&Adapter>, batch: 
     let pass = model.pass(&batch.positions);
     let mut x = embedding::forward(&model.weights.embed_tokens, &batch.token_ids)?;
     for (i, weights) in model.weights.layers.iter().enumerate() {
-        let adapter = adapter.map(|adapter| adapter.layer(i, None));
+        let adapter = adapter.map(|adapter| adapter.layer(i, None, model.precision));
         let context = Context { cu_seqlens: &batch.cu_seqlens, adapter };
         x = layer::forward(&x, weights, &model.config.heads(i), &pass, &context, None)?;
     }
     let rows = embedding::forward(&x, &batch.trained_rows)?;
     let (normed, _) = rms_norm::forward(&rows, &model.weights.norm, model.config.rms_norm_eps)?;
-    let losses = cross_entropy::losses(&normed, &model.weights.lm_head, &batch.targets)?;
+    let losses = cross_entropy::losses(&normed, &model.weights.lm_head, &batch.targets, model.precision)?;
     Ok(losses.into_iter().map(f64::from).sum())
 }

@@ -1,7 +1,7 @@
 //! Checkpoints: everything that a run needs to go on, whole or not at all.
 //!
-//! `checkpoint-N/` holds `model.safetensors` (what is trained: all weights, or the adapter), `optimizer.safetensors` (both
-//! f32) and `trainer_state.json` with the hashes of the two. It is written under another name and renamed when it is on disk. A checkpoint whose hashes do not
+//! `checkpoint-N/` holds `model.safetensors` (what is trained: all weights, or the adapter), `optimizer.safetensors` (f32, or
+//! codes of 8 bits) and `trainer_state.json` with the hashes of the two. It is written under another name and renamed when it is on disk. A checkpoint whose hashes do not
 //! match is passed over for the one before, with a warning.
 
 use std::{
@@ -11,8 +11,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
-use safetensors::{SafeTensors, tensor::TensorView};
+use candle_core::{DType, Device, Tensor};
+use glan_kernels::to_vec;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Optimizer;
@@ -68,9 +69,8 @@ pub fn save(folder: &Path, arena: &Tensor, optimizer: &Optimizer, state: &Traine
     }
     fs::create_dir_all(&partial).with_context(|| format!("cannot create `{}`", partial.display()))?;
     let mut state = state.clone();
-    let contents: [&[(&str, &Tensor)]; 2] =
-        [&[("arena", arena)], &[("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)]];
-    for (name, tensors) in FILES.iter().zip(contents) {
+    let contents = [vec![("arena".to_owned(), arena.clone())], optimizer.state()?];
+    for (name, tensors) in FILES.iter().zip(&contents) {
         let bytes = serialise(tensors)?;
         state.file_hashes.insert((*name).to_owned(), blake3::hash(&bytes).to_hex().to_string());
         write_atomic(&partial.join(name), &bytes)?;
@@ -135,10 +135,9 @@ fn load(path: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option
         Ok(bytes)
     };
     let (weights, moments) = (read(FILES[0])?, read(FILES[1])?);
-    let len = optimizer.first.elem_count();
-    let arena = values(&weights, "arena", len)?;
-    let (first, second) = (values(&moments, "exp_avg", len)?, values(&moments, "exp_avg_sq", len)?);
-    (optimizer.first, optimizer.second, optimizer.step) = (first, second, state.global_step);
+    let arena = values(&SafeTensors::deserialize(&weights)?, "arena")?;
+    let moments = SafeTensors::deserialize(&moments)?;
+    optimizer.restore(state.global_step, |name| values(&moments, name))?;
     Ok(Some((state, arena)))
 }
 
@@ -159,27 +158,29 @@ fn list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-fn serialise(tensors: &[(&str, &Tensor)]) -> Result<Vec<u8>> {
-    let bytes: Vec<(&str, usize, Vec<u8>)> = tensors
+fn serialise(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    let bytes: Vec<(&str, Dtype, usize, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| {
-            let values = glan_kernels::to_vec(tensor)?;
-            Ok((*name, values.len(), values.iter().flat_map(|value| value.to_le_bytes()).collect()))
+            let (dtype, bytes) = match tensor.dtype() {
+                DType::U8 => (Dtype::U8, tensor.to_vec1()?),
+                _ => (Dtype::F32, to_vec(tensor)?.iter().flat_map(|value| value.to_le_bytes()).collect()),
+            };
+            Ok((name.as_str(), dtype, tensor.elem_count(), bytes))
         })
         .collect::<Result<_>>()?;
     let views = bytes
         .iter()
-        .map(|(name, len, bytes)| Ok((*name, TensorView::new(safetensors::Dtype::F32, vec![*len], bytes)?)))
+        .map(|(name, dtype, len, bytes)| Ok((*name, TensorView::new(*dtype, vec![*len], bytes)?)))
         .collect::<Result<Vec<_>>>()?;
     Ok(safetensors::serialize(views, None)?)
 }
 
-fn values(bytes: &[u8], name: &str, len: usize) -> Result<Tensor> {
-    let tensors = SafeTensors::deserialize(bytes)?;
+fn values(tensors: &SafeTensors, name: &str) -> Result<Tensor> {
     let view = tensors.tensor(name)?;
-    if view.shape() != [len] {
-        bail!("`{name}` holds {:?} values, the model has {len}", view.shape());
+    if view.dtype() == Dtype::U8 {
+        return Ok(Tensor::new(view.data(), &Device::Cpu)?);
     }
     let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+    Ok(Tensor::new(values, &Device::Cpu)?)
 }

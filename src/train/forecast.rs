@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use glan_kernels::matmul::linear;
+use glan_kernels::matmul::{Precision, QuantizedWeight, linear};
 use serde::Serialize;
 
-use super::target::adapter_shape;
+use super::{optimizer::Optimizer, target::adapter_shape};
 use crate::{
-    config::{ActivationCheckpointing, TrainConfig, TrainMethod},
+    config::{ActivationCheckpointing, TrainConfig, TrainInit, TrainMethod, TrainPrecision},
     error::usage,
     model::{DecoderConfig, Layout, Projection},
 };
@@ -18,7 +18,7 @@ use crate::{
 /// Bytes of one value.
 const F32: usize = 4;
 /// Logits that the loss holds at once, as `kernels/src/cross_entropy.rs` cuts them: so many values, or 16 rows.
-const LOGIT_VALUES: usize = 1 << 22;
+const LOGIT_VALUES: usize = 1 << 24;
 
 /// Memory of a training run, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -44,23 +44,27 @@ pub struct Forecast {
 impl Forecast {
     /// The forecast for a model of this shape; `longest` is the longest row in tokens.
     pub fn new(config: &DecoderConfig, settings: &TrainConfig, longest: usize) -> Result<Self> {
-        let model = Layout::new(config).len;
+        let model = Layout::new(config);
         let adapter = match settings.method {
-            TrainMethod::Full => 0,
-            TrainMethod::Lora => adapter_shape(settings, config.num_hidden_layers)?.layout(config).len,
+            TrainMethod::Full => None,
+            TrainMethod::Lora | TrainMethod::QLora => {
+                Some(adapter_shape(settings, config.num_hidden_layers)?.layout(config))
+            }
         };
-        let trained = if adapter > 0 { adapter } else { model };
+        let parameters = model.len + adapter.as_ref().map_or(0, |adapter| adapter.len);
+        let (quantised, blocks) = quantised(config, settings);
+        let trained = adapter.as_ref().unwrap_or(&model);
         let tokens = settings.max_tokens_per_micro_batch.max(longest);
         let logits = LOGIT_VALUES.max(16 * config.vocab_size).min(tokens * config.vocab_size);
         Ok(Self {
-            weights: F32 * (model + adapter),
-            gradients: F32 * trained,
-            optimizer: 2 * F32 * trained,
-            activations: F32 * tokens * activations_per_token(config, settings.activation_checkpointing),
+            weights: F32 * (parameters - quantised) + blocks,
+            gradients: F32 * trained.len,
+            optimizer: Optimizer::bytes(trained, settings.optimizer),
+            activations: tokens * activation_bytes_per_token(config, settings),
             logits: F32 * logits,
             micro_batch_tokens: tokens,
-            trained_parameters: trained,
-            parameters: model + adapter,
+            trained_parameters: trained.len,
+            parameters,
         })
     }
 
@@ -99,9 +103,13 @@ impl Forecast {
             changed.method = TrainMethod::Lora;
             try_on(&changed, "all of that with `train.method = \"lora\"`".into())?;
         }
+        if settings.method != TrainMethod::QLora && settings.init == TrainInit::Checkpoint {
+            changed.method = TrainMethod::QLora;
+            try_on(&changed, "all of that with `train.method = \"qlora\"`".into())?;
+        }
         let advice = match proposals.first() {
             Some(first) => format!("this would fit: {first}"),
-            None => "none of block checkpointing, smaller micro-batches and LoRA would fit either".to_owned(),
+            None => "none of block checkpointing, smaller micro-batches, LoRA and QLoRA would fit either".to_owned(),
         };
         Err(usage(format!("training needs about {}, but {} are free; {advice}", self.text(), mib(available))))
     }
@@ -121,8 +129,20 @@ impl Forecast {
     }
 }
 
-/// Values that a token leaves behind: what [`crate::model`]'s blocks save, and the working set of one backward.
-fn activations_per_token(config: &DecoderConfig, checkpointing: ActivationCheckpointing) -> usize {
+/// Values that are held in blocks, and the blocks' bytes.
+fn quantised(config: &DecoderConfig, settings: &TrainConfig) -> (usize, usize) {
+    if settings.method != TrainMethod::QLora {
+        return (0, 0);
+    }
+    let shapes = Projection::ALL.map(|projection| projection.shape(config));
+    let values: usize = shapes.iter().map(|(out, inner)| out * inner).sum();
+    let format = settings.base_quantization.format();
+    let bytes: usize = shapes.into_iter().map(|shape| QuantizedWeight::bytes_of(format, shape)).sum();
+    (config.num_hidden_layers * values, config.num_hidden_layers * bytes)
+}
+
+/// Bytes that a token leaves behind: what [`crate::model`]'s blocks save, and the working set of one backward.
+fn activation_bytes_per_token(config: &DecoderConfig, settings: &TrainConfig) -> usize {
     let (c, f) = (config.hidden_size, config.intermediate_size);
     let (query, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
     let qkv = query + 2 * kv;
@@ -131,11 +151,17 @@ fn activations_per_token(config: &DecoderConfig, checkpointing: ActivationCheckp
     let block = 4 * c + qkv + normed + query + config.num_attention_heads + 2 * f + 2;
     // In the backward of one block: swiglu's output and gradient, gate_up's, dqkv, and a few of the hidden size.
     let working = 4 * f + qkv + query + 6 * c;
+    // In bf16 blocks are kept in half the bytes, and the one whose backward runs is in f32 beside.
+    let (kept, working) = match settings.precision {
+        TrainPrecision::F32 => (F32 * block, F32 * working),
+        TrainPrecision::Bf16 => (F32 / 2 * block, F32 * (working + block)),
+    };
     let layers = config.num_hidden_layers;
     working
-        + match checkpointing {
-            ActivationCheckpointing::None => layers * block,
-            ActivationCheckpointing::Block => layers * c + block,
+        + match settings.recompute_blocks() {
+            0 => layers * kept,
+            // The inputs of the groups stay in f32.
+            group => layers.div_ceil(group) * F32 * c + group.min(layers) * kept,
         }
 }
 
@@ -159,7 +185,7 @@ pub fn measured_flops() -> Result<f64> {
     // The best of several: beside other work, few of them run undisturbed.
     for _ in 0..16 {
         let begun = Instant::now();
-        linear(&a, &a, None, None)?;
+        linear(&a, &a, None, None, Precision::F32)?;
         best = best.min(begun.elapsed().as_secs_f64());
     }
     Ok(2.0 * (SIZE as f64).powi(3) / best)
@@ -186,6 +212,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::OptimizerKind;
 
     fn shape() -> Result<DecoderConfig> {
         DecoderConfig::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama"))
@@ -202,7 +229,20 @@ mod tests {
         assert_eq!(full.weights, 4 * Layout::new(&config).len);
         assert_eq!((full.gradients, full.optimizer), (full.weights, 2 * full.weights));
         assert!(lora.weights > full.weights && lora.optimizer == 8 * lora.trained_parameters);
+        let qlora = of(&TrainConfig { method: TrainMethod::QLora, ..TrainConfig::default() })?;
+        assert!(
+            qlora.weights < lora.weights && qlora.optimizer == lora.optimizer && qlora.parameters == lora.parameters
+        );
         assert!(block.activations < full.activations && block.optimizer == full.optimizer);
+        let precise = TrainConfig::default();
+        let bf16 = of(&TrainConfig { precision: TrainPrecision::Bf16, ..precise.clone() })?;
+        assert!(bf16.activations < full.activations && bf16.weights == full.weights);
+        let checkpointing = ActivationCheckpointing::EveryN;
+        let every =
+            TrainConfig { activation_checkpointing: checkpointing, activation_checkpointing_n: 1, ..precise.clone() };
+        assert_eq!(of(&every)?, block);
+        let eight = of(&TrainConfig { optimizer: OptimizerKind::Adamw8bit, ..precise })?;
+        assert!(eight.optimizer < full.optimizer && eight.gradients == full.gradients);
         Ok(())
     }
 

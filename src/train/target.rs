@@ -33,7 +33,7 @@ impl Target {
                 let zeros = Tensor::zeros(model.layout.len, DType::F32, &Device::Cpu)?;
                 Self::Full { gradients: Weights::new(&model.config, &model.layout, zeros)? }
             }
-            TrainMethod::Lora => {
+            TrainMethod::Lora | TrainMethod::QLora => {
                 let shape = adapter_shape(settings, model.config.num_hidden_layers)?;
                 Self::Lora {
                     gradients: Adapter::zeros(&model.config, shape.clone())?,
@@ -85,6 +85,10 @@ impl Target {
 
     /// Takes up the values of a checkpoint.
     pub fn restore(&mut self, model: &mut Decoder, arena: Tensor) -> Result<()> {
+        let (found, expected) = (arena.elem_count(), self.layout(model).len);
+        if found != expected {
+            bail!("the checkpoint holds {found} values, the run trains {expected}");
+        }
         match self {
             Self::Full { .. } => model.weights = Weights::new(&model.config, &model.layout, arena)?,
             Self::Lora { adapter, .. } => {

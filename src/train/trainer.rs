@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     chat_template::ChatTemplate,
-    config::{ActivationCheckpointing, TrainConfig, TrainInit},
+    config::{TrainConfig, TrainInit, TrainMethod},
     error::usage,
     interrupt,
     model::{Adapter, Decoder, DecoderConfig, StepOptions, train_step},
@@ -48,10 +48,14 @@ pub struct Prepared {
 pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
     let settings = &job.config.train;
     let directory = model_dir::resolve(&job.model.model)?;
-    let model = match settings.init {
+    let mut model = match settings.init {
+        _ if settings.method == TrainMethod::QLora => {
+            Decoder::load_quantized(&directory, device, settings.base_quantization.format())?
+        }
         TrainInit::Checkpoint => Decoder::load(&directory, device, job.model.dtype)?,
         TrainInit::Random => Decoder::random(DecoderConfig::load(&directory)?, job.config.seed)?,
     };
+    model.precision = settings.precision();
     let tokenizer = Tokenizer::load(&directory)?;
     tokenizer.check_fits(model.config.vocab_size)?;
     let template = chat_template(&settings.chat_template, &directory, &tokenizer)?;
@@ -81,7 +85,7 @@ pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
     tracing::info!("memory: about {}", forecast.text());
     if let Some(available) = available_bytes() {
         // The weights are loaded already.
-        forecast.check(available + 4 * model.num_parameters(), &model.config, settings, longest)?;
+        forecast.check(available + model.bytes(), &model.config, settings, longest)?;
     }
     let run_hash = run_hash(job, &model)?;
     Ok(Prepared { model, tokenizer, template, directory, data, valid, max_length, forecast, run_hash })
@@ -111,6 +115,9 @@ fn run_hash(job: &Job, model: &Decoder) -> Result<String> {
     hasher.update(&serde_json::to_vec(&model.config.raw)?);
     for value in glan_kernels::to_vec(&model.weights.arena)? {
         hasher.update(&value.to_le_bytes());
+    }
+    for blocks in model.weights.blocks() {
+        blocks.contents(|bytes| _ = hasher.update(bytes));
     }
     for path in std::iter::once(&job.data).chain(&job.valid) {
         hasher.update(&std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?);
@@ -181,7 +188,7 @@ fn step_options(settings: &TrainConfig, noise_key: u64) -> StepOptions {
         lora_dropout: settings.lora_dropout as f32,
         neftune_noise_alpha: settings.neftune_noise_alpha as f32,
         noise_key,
-        recompute_blocks: settings.activation_checkpointing == ActivationCheckpointing::Block,
+        recompute_blocks: settings.recompute_blocks(),
     }
 }
 
@@ -202,7 +209,7 @@ impl<'a> Run<'a> {
     fn start(job: &'a Job, mut prepared: Prepared, mut target: Target) -> Result<Self> {
         let settings = &job.config.train;
         let plan = Plan::new(&prepared.data, settings, prepared.max_length);
-        let mut optimizer = Optimizer::new(target.layout(&prepared.model))?;
+        let mut optimizer = Optimizer::new(target.layout(&prepared.model), settings.optimizer)?;
         let mut state = TrainerState { run_hash: prepared.run_hash.clone(), ..TrainerState::default() };
         if let Some((found, arena)) = checkpoint::resume(&job.output, &mut optimizer, &prepared.run_hash)? {
             tracing::info!("resuming at step {} of {}", found.global_step, plan.total_steps);

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use candle_core::Device;
 use glan::{
-    config::TrainConfig,
+    config::{OptimizerKind, TrainConfig},
     device::DtypeChoice,
     model::{
         Adapter, Decoder, InferenceDecoder, Microbatch, PagedBatch, PagedSequence, StepOptions, Trained, Weights,
@@ -133,7 +133,7 @@ fn adamw_steps_on_an_adapter_equal_pefts_and_leave_the_base_alone() {
         let (model, adapter, expected, batch) = load(case);
         let before = values(&model.weights.arena);
         let config = TrainConfig { weight_decay: 0.0, max_grad_norm: expected.max_grad_norm, ..TrainConfig::default() };
-        let mut optimizer = Optimizer::new(&adapter.layout).unwrap();
+        let mut optimizer = Optimizer::new(&adapter.layout, OptimizerKind::Adamw).unwrap();
         let weight = 1.0 / expected.num_trained_tokens as f64;
         for (i, step) in expected.steps.iter().enumerate() {
             let (loss, found) = gradients(&model, &adapter, &batch, weight, &StepOptions::default());
@@ -164,11 +164,11 @@ fn a_written_adapter_reads_back_to_the_bit_and_a_wrong_one_is_named() {
 
 #[test]
 fn computing_blocks_again_changes_no_bit_of_loss_and_gradients() {
-    let noisy = StepOptions { lora_dropout: 0.2, neftune_noise_alpha: 5.0, noise_key: 9, recompute_blocks: false };
+    let noisy = StepOptions { lora_dropout: 0.2, neftune_noise_alpha: 5.0, noise_key: 9, recompute_blocks: 0 };
     for case in CASES {
         let (model, adapter, _, batch) = load(case);
         for options in [StepOptions::default(), noisy] {
-            let again = StepOptions { recompute_blocks: true, ..options };
+            let again = StepOptions { recompute_blocks: 1, ..options };
             let (kept, made) =
                 (gradients(&model, &adapter, &batch, 0.1, &options), gradients(&model, &adapter, &batch, 0.1, &again));
             assert_eq!(kept.0.to_bits(), made.0.to_bits());
@@ -183,7 +183,7 @@ fn computing_blocks_again_changes_no_bit_of_loss_and_gradients() {
         let plain = model.weights.arena.zeros_like().unwrap();
         let plain = Weights::new(&model.config, &model.layout, plain).unwrap();
         let loss = loss_and_gradients(&model, &batch, 0.1, &plain).unwrap();
-        let recomputed = full(&StepOptions { recompute_blocks: true, ..StepOptions::default() });
+        let recomputed = full(&StepOptions { recompute_blocks: 1, ..StepOptions::default() });
         assert_eq!(recomputed, (loss.to_bits(), values(&plain.arena)), "{case}");
     }
 }
@@ -191,7 +191,7 @@ fn computing_blocks_again_changes_no_bit_of_loss_and_gradients() {
 #[test]
 fn noise_differs_by_its_key_and_not_by_the_cut_into_micro_batches() {
     let (model, adapter, expected, whole) = load("lora");
-    let options = StepOptions { lora_dropout: 0.3, neftune_noise_alpha: 5.0, noise_key: 1, recompute_blocks: false };
+    let options = StepOptions { lora_dropout: 0.3, neftune_noise_alpha: 5.0, noise_key: 1, recompute_blocks: 0 };
     let (loss, found) = gradients(&model, &adapter, &whole, 0.1, &options);
     let mut sum = 0.0;
     let parts = Adapter::zeros(&model.config, adapter.shape.clone()).unwrap();
@@ -212,7 +212,7 @@ fn noise_differs_by_its_key_and_not_by_the_cut_into_micro_batches() {
 }
 
 /// `glan train` on the llama fixture, with these settings.
-fn train(folder: &std::path::Path, output: &str, sets: &[&str]) -> crate::support::Outcome {
+pub fn train(folder: &std::path::Path, output: &str, sets: &[&str]) -> crate::support::Outcome {
     let model = root().join("tests/fixtures/models/llama").to_string_lossy().into_owned();
     let mut arguments: Vec<String> =
         ["train", "--model", &model, "--data", "rows.jsonl", "--valid", "rows.jsonl", "--output", output]
@@ -224,7 +224,7 @@ fn train(folder: &std::path::Path, output: &str, sets: &[&str]) -> crate::suppor
     glan(folder, &arguments)
 }
 
-fn rows(folder: &std::path::Path) {
+pub fn rows(folder: &std::path::Path) {
     let row = |i: usize| {
         let (a, b, c) = (3 + i % 80, 3 + (i * 7) % 80, 3 + (i * 13) % 80);
         format!("{{\"id\":\"row-{i}\",\"prompt\":\"t{a} t{b}\",\"completion\":\" t{c} t{a}\"}}\n")

@@ -22,6 +22,7 @@ mod judging;
 mod lm_eval;
 mod parity;
 mod pipeline;
+mod precision;
 mod queue;
 mod sandbox;
 mod sandbox_controls;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use glan::{
-    config::{LrSchedule, TrainConfig},
+    config::{LrSchedule, OptimizerKind, TrainConfig},
     device::DtypeChoice,
     model::{
         Decoder, InferenceDecoder, KvCache, Microbatch, PagedBatch, PagedSequence, Weights, evaluate_loss,
@@ -39,50 +39,50 @@ struct ExpectedScore {
 }
 
 #[derive(Deserialize)]
-struct TrainExpected {
-    sequences: Vec<Sequence>,
-    num_trained_tokens: usize,
-    optimizer: OptimizerSettings,
-    steps: Vec<Step>,
-    final_loss: f64,
-    parameters_after: std::collections::BTreeMap<String, After>,
+pub struct TrainExpected {
+    pub sequences: Vec<Sequence>,
+    pub num_trained_tokens: usize,
+    pub optimizer: OptimizerSettings,
+    pub steps: Vec<Step>,
+    pub final_loss: f64,
+    pub parameters_after: std::collections::BTreeMap<String, After>,
 }
 
 #[derive(Deserialize)]
-struct Sequence {
-    input_ids: Vec<u32>,
-    labels: Vec<i64>,
+pub struct Sequence {
+    pub input_ids: Vec<u32>,
+    pub labels: Vec<i64>,
 }
 
 #[derive(Deserialize)]
-struct OptimizerSettings {
-    base_lr: f64,
-    warmup_steps: usize,
-    total_steps: usize,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    weight_decay: f64,
-    max_grad_norm: f64,
+pub struct OptimizerSettings {
+    pub base_lr: f64,
+    pub warmup_steps: usize,
+    pub total_steps: usize,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
 }
 
 #[derive(Deserialize)]
-struct Step {
-    lr: f64,
-    loss: f64,
-    grad_norm: f64,
+pub struct Step {
+    pub lr: f64,
+    pub loss: f64,
+    pub grad_norm: f64,
 }
 
 #[derive(Deserialize)]
-struct After {
-    l2: f64,
+pub struct After {
+    pub l2: f64,
 }
 
 pub fn fixture(family: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(family)
 }
 
-fn load(family: &str) -> Decoder {
+pub fn load(family: &str) -> Decoder {
     Decoder::load(&fixture(family), &Device::Cpu, DtypeChoice::F32).unwrap()
 }
 
@@ -216,7 +216,7 @@ fn bf16_halves_the_weights_and_stays_near_f32() {
     }
 }
 
-fn training_batch(expected: &TrainExpected) -> Microbatch {
+pub fn training_batch(expected: &TrainExpected) -> Microbatch {
     let mut batch = Microbatch::default();
     for sequence in &expected.sequences {
         let trained: Vec<bool> = sequence.labels.iter().map(|label| *label >= 0).collect();
@@ -226,7 +226,7 @@ fn training_batch(expected: &TrainExpected) -> Microbatch {
     batch
 }
 
-fn zero_gradients(model: &Decoder) -> Weights {
+pub fn zero_gradients(model: &Decoder) -> Weights {
     let arena = Tensor::zeros(model.layout.len, DType::F32, &Device::Cpu).unwrap();
     Weights::new(&model.config, &model.layout, arena).unwrap()
 }
@@ -271,24 +271,27 @@ fn packed_and_accumulated_batches_give_the_gradients_of_the_whole() {
     tolerance::close_relative("accumulated", &parts, &whole, 1e-5);
 }
 
+pub fn train_config(settings: &OptimizerSettings) -> TrainConfig {
+    TrainConfig {
+        learning_rate: settings.base_lr,
+        lr_scheduler_type: LrSchedule::Cosine,
+        warmup_steps: settings.warmup_steps,
+        adam_beta1: settings.beta1,
+        adam_beta2: settings.beta2,
+        adam_epsilon: settings.eps,
+        weight_decay: settings.weight_decay,
+        max_grad_norm: settings.max_grad_norm,
+        ..TrainConfig::default()
+    }
+}
+
 #[test]
 fn ten_adamw_steps_equal_pytorch() {
     for family in ["llama", "qwen2", "qwen3"] {
         let (model, expected): (_, TrainExpected) = (load(family), read(family, "train_expected.json"));
-        let settings = &expected.optimizer;
-        let config = TrainConfig {
-            learning_rate: settings.base_lr,
-            lr_scheduler_type: LrSchedule::Cosine,
-            warmup_steps: settings.warmup_steps,
-            adam_beta1: settings.beta1,
-            adam_beta2: settings.beta2,
-            adam_epsilon: settings.eps,
-            weight_decay: settings.weight_decay,
-            max_grad_norm: settings.max_grad_norm,
-            ..TrainConfig::default()
-        };
-        let schedule = Schedule::new(&config, settings.total_steps);
-        let mut optimizer = Optimizer::new(&model.layout).unwrap();
+        let config = train_config(&expected.optimizer);
+        let schedule = Schedule::new(&config, expected.optimizer.total_steps);
+        let mut optimizer = Optimizer::new(&model.layout, OptimizerKind::Adamw).unwrap();
         let gradients = zero_gradients(&model);
         let batch = training_batch(&expected);
         let weight = 1.0 / expected.num_trained_tokens as f64;

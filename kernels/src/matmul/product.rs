@@ -37,6 +37,13 @@ thread_local! {
     static PANELS: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
+/// A second operand, column by column.
+pub(super) trait Columns: Sync {
+    /// Packs columns `first..first + PANEL` of `n` within a block `(start, length)` of the inner dimension, zeros past the
+    /// last one.
+    fn pack_panel(&self, kernel: &Kernel, lines: &mut [Line], first: usize, n: usize, block: (usize, usize));
+}
+
 /// See the module. `dst` is row-major and dense; `m`, `n` and `k` are at least 1, and the operands as long as that needs.
 pub(super) fn product(
     kernel: Kernel,
@@ -44,7 +51,7 @@ pub(super) fn product(
     accumulate: bool,
     (m, n, k): (usize, usize, usize),
     a: Operand,
-    b: Operand,
+    b: &impl Columns,
 ) {
     let words_per_row = kernel.steps(K_BLOCK.min(k)) * kernel.words_per_step();
     let chunk = (CHUNK_WORDS / words_per_row).max(kernel.max_rows);
@@ -68,7 +75,7 @@ fn multiply_chunk(
     (first, rows, n): (usize, usize, usize),
     span: (usize, usize),
     a: Operand,
-    b: Operand,
+    b: &impl Columns,
 ) {
     let blocks = Blocks::new(rows, kernel.max_rows);
     let steps = kernel.steps(span.1);
@@ -91,7 +98,7 @@ fn multiply_chunk(
             lines.resize(len, Line::ZERO);
         }
         for (panel, lines) in panel_range.clone().zip(lines.chunks_exact_mut(panel_lines)) {
-            pack_panel(&kernel, lines, panel * PANEL, n, span, b);
+            b.pack_panel(&kernel, lines, panel * PANEL, n, span);
         }
         sweep(kernel, packed, &lines[..len], steps, (&blocks, block_range), panel_range, place);
         PANELS.set(lines);
@@ -158,22 +165,23 @@ fn pack_a(
     }
 }
 
-/// Packs columns `first..first + PANEL` of `b`, zeros past the last one.
-fn pack_panel(kernel: &Kernel, lines: &mut [Line], first: usize, n: usize, (start, len): (usize, usize), b: Operand) {
-    let width = PANEL.min(n - first);
-    if b.column_stride == 1 {
-        const LINES: usize = PANEL / Line::WORDS;
-        for (step, lines) in lines.chunks_exact_mut(LINES).enumerate() {
-            let depth = kernel.depth(step, len);
-            let row = |k: usize| &b.values[(start + k) * b.row_stride + first..][..width];
-            kernel.pack_weights(row(depth.start), (depth.len() == 2).then(|| row(depth.start + 1)), lines);
+impl Columns for Operand<'_> {
+    fn pack_panel(&self, kernel: &Kernel, lines: &mut [Line], first: usize, n: usize, (start, len): (usize, usize)) {
+        let width = PANEL.min(n - first);
+        if self.column_stride == 1 {
+            const LINES: usize = PANEL / Line::WORDS;
+            for (step, lines) in lines.chunks_exact_mut(LINES).enumerate() {
+                let depth = kernel.depth(step, len);
+                let row = |k: usize| &self.values[(start + k) * self.row_stride + first..][..width];
+                kernel.pack_weights(row(depth.start), (depth.len() == 2).then(|| row(depth.start + 1)), lines);
+            }
+        } else {
+            let mut rows = [&[][..]; PANEL];
+            for (index, slice) in rows[..width].iter_mut().enumerate() {
+                *slice = &self.values[(first + index) * self.column_stride + start..][..len];
+            }
+            kernel.pack_weight_rows(&rows[..width], lines);
         }
-    } else {
-        let mut rows = [&[][..]; PANEL];
-        for (index, slice) in rows[..width].iter_mut().enumerate() {
-            *slice = &b.values[(first + index) * b.column_stride + start..][..len];
-        }
-        kernel.pack_weight_rows(&rows[..width], lines);
     }
 }
 
@@ -222,7 +230,7 @@ mod tests {
                         for b in [Operand::rows(&b[0], n), Operand::transposed(&b[1], k)] {
                             for accumulate in [false, true] {
                                 let mut got = c.clone();
-                                product(kernel, &mut got, accumulate, (m, n, k), a, b);
+                                product(kernel, &mut got, accumulate, (m, n, k), a, &b);
                                 for ((got, expected), c) in got.iter().zip(&expected).zip(&c) {
                                     let expected = expected + if accumulate { f64::from(*c) } else { 0.0 };
                                     let error = (f64::from(*got) - expected).abs();
@@ -246,7 +254,7 @@ mod tests {
             for kernel in tile::kernels(dtype) {
                 let bits = |rows: usize, a: Operand, b: Operand| -> Vec<u32> {
                     let mut got = vec![0.0; rows * n];
-                    product(kernel, &mut got, false, (rows, n, k), a, b);
+                    product(kernel, &mut got, false, (rows, n, k), a, &b);
                     got.into_iter().map(f32::to_bits).collect()
                 };
                 let whole = pools[0].install(|| bits(m, Operand::rows(&a[0], k), Operand::rows(&b[0], n)));

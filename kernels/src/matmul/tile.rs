@@ -8,7 +8,10 @@ use std::ops::Range;
 use super::packed::WeightDtype;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
-use crate::simd::{fma, simd_fn};
+use crate::{
+    bf16::rounded,
+    simd::{fma, simd_fn},
+};
 
 /// Outputs of a panel: two AVX-512 registers.
 pub(super) const PANEL: usize = 32;
@@ -279,14 +282,7 @@ simd_fn! {
 /// Two values as bf16 in one word, the first in the low half.
 #[inline(always)]
 pub(super) fn pair(low: f32, high: f32) -> u32 {
-    bf16_bits(low) >> 16 | bf16_bits(high) & 0xffff_0000
-}
-
-/// The bits of the nearest bf16 (ties to even) in the upper half; the lower half is rubbish. NaN stays NaN.
-#[inline(always)]
-fn bf16_bits(value: f32) -> u32 {
-    let bits = value.to_bits();
-    if value.is_nan() { bits | 0x0040_0000 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) }
+    rounded(low) >> 16 | rounded(high) & 0xffff_0000
 }
 
 simd_fn! {

@@ -72,6 +72,24 @@ impl GgufTensors {
             .try_for_each(|(row, out)| self.file.read_rows(info, permuted_row(first + row, self.head_dim), out))
     }
 
+    /// The blocks of a tensor in Hugging Face's order of rows, where the file holds them in this type.
+    ///
+    /// **Errors**: as [`read_rows`](Self::read_rows).
+    pub fn read_blocks(&self, tensor: &NamedTensor, kind: TensorType) -> Result<Option<Vec<u8>>> {
+        let Some(info) = self.find(tensor)?.filter(|info| info.kind == kind) else { return Ok(None) };
+        let bytes = self.file.bytes(info);
+        let rows = tensor.shape[0];
+        if !is_permuted(&self.architecture, &tensor.name) {
+            return Ok(Some(bytes.to_vec()));
+        }
+        if !rows.is_multiple_of(self.head_dim) {
+            bail!("tensor `{}` has {rows} rows, which heads of {} do not fill", info.name, self.head_dim);
+        }
+        let width = bytes.len() / rows;
+        let row = |row: usize| &bytes[permuted_row(row, self.head_dim) * width..][..width];
+        Ok(Some((0..rows).flat_map(row).copied().collect()))
+    }
+
     /// Checks that every tensor of `layout` is there with its shape.
     ///
     /// **Errors**: a tensor that is missing or has another shape.
