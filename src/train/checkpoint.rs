@@ -1,22 +1,21 @@
 //! Checkpoints: everything that a run needs to go on, whole or not at all.
 //!
 //! `checkpoint-N/` holds `model.safetensors` (what is trained: all weights, or the adapter), `optimizer.safetensors` (both
-//! f32) and `trainer_state.json` with the hashes of the two. It is written under another name and renamed when it is on disk. A checkpoint whose hashes do not
-//! match is passed over for the one before, with a warning.
+//! f32) and `trainer_state.json` with the hashes of the two and of itself. It is written under another name and renamed
+//! when it is on disk. A checkpoint whose hashes do not match is passed over for the one before, with a warning.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
-use safetensors::{SafeTensors, tensor::TensorView};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::Optimizer;
-use crate::records::{read_json, write_atomic, write_json};
+use super::{arena_file, optimizer::Optimizer};
+use crate::records::{read_json, write_json};
 
 /// `trainer_state.json`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -29,6 +28,8 @@ pub struct TrainerState {
     pub loss_sum: f64,
     /// Tokens seen.
     pub num_input_tokens_seen: usize,
+    /// Tokens that are held at once: the setting, or less where the device ran out of memory.
+    pub max_tokens_per_micro_batch: usize,
     /// Running mean of the step losses, for the spike rule.
     #[serde(default)]
     pub loss_average: f64,
@@ -45,7 +46,22 @@ pub struct TrainerState {
     pub run_hash: String,
     /// Hashes of the two weight files.
     #[serde(default)]
-    pub file_hashes: HashMap<String, String>,
+    pub file_hashes: BTreeMap<String, String>,
+    /// Hash of everything above: a digit that changed on the disk would otherwise go unseen.
+    #[serde(default)]
+    pub state_hash: String,
+}
+
+impl TrainerState {
+    fn file_hash(&self, name: &str) -> Option<&str> {
+        self.file_hashes.get(name).map(String::as_str)
+    }
+
+    /// The hash that belongs into `state_hash`.
+    fn hash(&self) -> Result<String> {
+        let plain = Self { state_hash: String::new(), ..self.clone() };
+        Ok(blake3::hash(&serde_json::to_vec(&plain)?).to_hex().to_string())
+    }
 }
 
 const FILES: [&str; 2] = ["model.safetensors", "optimizer.safetensors"];
@@ -71,12 +87,12 @@ pub fn save(folder: &Path, arena: &Tensor, optimizer: &Optimizer, state: &Traine
     let contents: [&[(&str, &Tensor)]; 2] =
         [&[("arena", arena)], &[("exp_avg", &optimizer.first), ("exp_avg_sq", &optimizer.second)]];
     for (name, tensors) in FILES.iter().zip(contents) {
-        let bytes = serialise(tensors)?;
-        state.file_hashes.insert((*name).to_owned(), blake3::hash(&bytes).to_hex().to_string());
-        write_atomic(&partial.join(name), &bytes)?;
+        state.file_hashes.insert((*name).to_owned(), arena_file::write(&partial.join(name), tensors)?);
     }
+    state.state_hash = state.hash()?;
     write_json(&partial.join("trainer_state.json"), &state)?;
     if target.exists() {
+        // Only one that was damaged is written again.
         fs::remove_dir_all(&target).with_context(|| format!("cannot replace `{}`", target.display()))?;
     }
     fs::rename(&partial, &target).with_context(|| format!("cannot rename to `{}`", target.display()))?;
@@ -88,10 +104,36 @@ pub fn save(folder: &Path, arena: &Tensor, optimizer: &Optimizer, state: &Traine
     Ok(())
 }
 
+/// Removes what a kill in the middle of [`save`] left behind.
+fn remove_partial(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list `{}`", folder.display()))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(".checkpoint-") && name.ends_with(".partial")) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes up the newest whole checkpoint of this run, if there is one: its state and the trained arena.
-pub fn resume(folder: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option<(TrainerState, Tensor)>> {
-    for (_, path) in list(folder)?.into_iter().rev() {
-        match load(&path, optimizer, run_hash) {
+///
+/// With `needs_best`, one whose best checkpoint is damaged is passed over too: from further back the run makes it again.
+pub fn resume(
+    folder: &Path,
+    optimizer: &mut Optimizer,
+    run_hash: &str,
+    needs_best: bool,
+) -> Result<Option<(TrainerState, Tensor)>> {
+    remove_partial(folder)?;
+    for (step, path) in list(folder)?.into_iter().rev() {
+        let best = if needs_best { check_best(folder, step) } else { Ok(()) };
+        let found = best.and_then(|()| load(&path, optimizer, run_hash));
+        match found {
             Ok(Some(found)) => return Ok(Some(found)),
             Ok(None) => {
                 tracing::warn!("`{}` belongs to another configuration or other data; passed over", path.display());
@@ -102,12 +144,26 @@ pub fn resume(folder: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Resul
     Ok(None)
 }
 
+/// Compares the hashes of the checkpoint that was the best one when the checkpoint of `step` was written.
+fn check_best(folder: &Path, step: usize) -> Result<()> {
+    let path = |step: usize| folder.join(format!("checkpoint-{step}"));
+    let Some((_, best)) = load_state(&path(step))?.best.filter(|(_, best)| *best != step) else { return Ok(()) };
+    let check = || {
+        let state = load_state(&path(best))?;
+        FILES.iter().try_for_each(|name| arena_file::check(&path(best).join(name), state.file_hash(name)))
+    };
+    check().with_context(|| format!("the best one before it, `checkpoint-{best}`"))
+}
+
 /// The trained arena of one checkpoint.
 ///
 /// **Errors**: it is missing, damaged, or of another run.
 pub fn load_arena(folder: &Path, step: usize, optimizer: &mut Optimizer, run_hash: &str) -> Result<Tensor> {
     let path = folder.join(format!("checkpoint-{step}"));
-    match load(&path, optimizer, run_hash)? {
+    let found = load(&path, optimizer, run_hash).context(
+        "the best checkpoint cannot be read; run the same command again: it goes on from before it and makes it anew",
+    )?;
+    match found {
         Some((_, arena)) => Ok(arena),
         None => bail!("`{}` belongs to another run; expected the best checkpoint of this one", path.display()),
     }
@@ -115,29 +171,33 @@ pub fn load_arena(folder: &Path, step: usize, optimizer: &mut Optimizer, run_has
 
 /// Removes all checkpoints.
 pub fn remove_all(folder: &Path) -> Result<()> {
+    remove_partial(folder)?;
     for (_, path) in list(folder)? {
         fs::remove_dir_all(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
     }
     Ok(())
 }
 
+fn load_state(path: &Path) -> Result<TrainerState> {
+    let file = path.join("trainer_state.json");
+    let state: TrainerState = read_json(&file)?;
+    if state.state_hash != state.hash()? {
+        bail!("`{}` does not match its hash", file.display());
+    }
+    Ok(state)
+}
+
 fn load(path: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option<(TrainerState, Tensor)>> {
-    let state: TrainerState = read_json(&path.join("trainer_state.json"))?;
+    let state = load_state(path)?;
     if state.run_hash != run_hash {
         return Ok(None);
     }
-    let read = |name: &str| -> Result<Vec<u8>> {
-        let file = path.join(name);
-        let bytes = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
-        if state.file_hashes.get(name).map(String::as_str) != Some(blake3::hash(&bytes).to_hex().as_str()) {
-            bail!("`{}` does not match its hash", file.display());
-        }
-        Ok(bytes)
-    };
-    let (weights, moments) = (read(FILES[0])?, read(FILES[1])?);
     let len = optimizer.first.elem_count();
-    let arena = values(&weights, "arena", len)?;
-    let (first, second) = (values(&moments, "exp_avg", len)?, values(&moments, "exp_avg_sq", len)?);
+    let read = |name: &str, tensors: &[&str]| arena_file::read(&path.join(name), state.file_hash(name), tensors, len);
+    let arena = read(FILES[0], &["arena"])?.remove(0);
+    let mut moments = read(FILES[1], &["exp_avg", "exp_avg_sq"])?;
+    let (second, first) = (moments.pop(), moments.pop());
+    let (Some(first), Some(second)) = (first, second) else { bail!("`{}` lacks a moment", FILES[1]) };
     (optimizer.first, optimizer.second, optimizer.step) = (first, second, state.global_step);
     Ok(Some((state, arena)))
 }
@@ -157,29 +217,4 @@ fn list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     }
     found.sort();
     Ok(found)
-}
-
-fn serialise(tensors: &[(&str, &Tensor)]) -> Result<Vec<u8>> {
-    let bytes: Vec<(&str, usize, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let values = glan_kernels::to_vec(tensor)?;
-            Ok((*name, values.len(), values.iter().flat_map(|value| value.to_le_bytes()).collect()))
-        })
-        .collect::<Result<_>>()?;
-    let views = bytes
-        .iter()
-        .map(|(name, len, bytes)| Ok((*name, TensorView::new(safetensors::Dtype::F32, vec![*len], bytes)?)))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(safetensors::serialize(views, None)?)
-}
-
-fn values(bytes: &[u8], name: &str, len: usize) -> Result<Tensor> {
-    let tensors = SafeTensors::deserialize(bytes)?;
-    let view = tensors.tensor(name)?;
-    if view.shape() != [len] {
-        bail!("`{name}` holds {:?} values, the model has {len}", view.shape());
-    }
-    let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
 }

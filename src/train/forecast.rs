@@ -18,7 +18,10 @@ use crate::{
 /// Bytes of one value.
 const F32: usize = 4;
 /// Logits that the loss holds at once, as `kernels/src/cross_entropy.rs` cuts them: so many values, or 16 rows.
-const LOGIT_VALUES: usize = 1 << 22;
+const LOGIT_VALUES: usize = 1 << 24;
+
+/// The program itself: its code, the tokenizer, a block of rows, packed operands of the products. Measured on a tiny model.
+const PROGRAM_BYTES: usize = 48 << 20;
 
 /// Memory of a training run, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,6 +36,8 @@ pub struct Forecast {
     pub activations: usize,
     /// A chunk of the loss.
     pub logits: usize,
+    /// Whatever is trained.
+    pub program: usize,
     /// Tokens of the largest micro-batch.
     pub micro_batch_tokens: usize,
     /// Values that are trained.
@@ -50,14 +55,17 @@ impl Forecast {
             TrainMethod::Lora => adapter_shape(settings, config.num_hidden_layers)?.layout(config).len,
         };
         let trained = if adapter > 0 { adapter } else { model };
-        let tokens = settings.max_tokens_per_micro_batch.max(longest);
+        // Without packing a batch may be smaller than what a micro-batch holds.
+        let batch = if settings.packing { usize::MAX } else { settings.train_batch_size.saturating_mul(longest) };
+        let tokens = settings.max_tokens_per_micro_batch.min(batch).max(longest);
         let logits = LOGIT_VALUES.max(16 * config.vocab_size).min(tokens * config.vocab_size);
         Ok(Self {
             weights: F32 * (model + adapter),
             gradients: F32 * trained,
             optimizer: 2 * F32 * trained,
-            activations: F32 * tokens * activations_per_token(config, settings.activation_checkpointing),
+            activations: F32 * tokens * activations_per_token(config, settings),
             logits: F32 * logits,
+            program: PROGRAM_BYTES,
             micro_batch_tokens: tokens,
             trained_parameters: trained,
             parameters: model + adapter,
@@ -66,7 +74,7 @@ impl Forecast {
 
     /// All parts.
     pub fn total(&self) -> usize {
-        self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.program
     }
 
     /// Refuses what does not fit into `available` bytes, and proposes what would.
@@ -109,20 +117,21 @@ impl Forecast {
     /// The parts in words.
     pub fn text(&self) -> String {
         format!(
-            "{} (weights {}, gradients {}, optimizer {}, activations {} for {} tokens, logits {})",
+            "{} (weights {}, gradients {}, optimizer {}, activations {} for {} tokens, logits {}, program {})",
             mib(self.total()),
             mib(self.weights),
             mib(self.gradients),
             mib(self.optimizer),
             mib(self.activations),
             self.micro_batch_tokens,
-            mib(self.logits)
+            mib(self.logits),
+            mib(self.program)
         )
     }
 }
 
 /// Values that a token leaves behind: what [`crate::model`]'s blocks save, and the working set of one backward.
-fn activations_per_token(config: &DecoderConfig, checkpointing: ActivationCheckpointing) -> usize {
+fn activations_per_token(config: &DecoderConfig, settings: &TrainConfig) -> usize {
     let (c, f) = (config.hidden_size, config.intermediate_size);
     let (query, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
     let qkv = query + 2 * kv;
@@ -130,10 +139,14 @@ fn activations_per_token(config: &DecoderConfig, checkpointing: ActivationCheckp
     // x, its norm, qkv, o, lse, h, its norm, gate_up, two rstd.
     let block = 4 * c + qkv + normed + query + config.num_attention_heads + 2 * f + 2;
     // In the backward of one block: swiglu's output and gradient, gate_up's, dqkv, and a few of the hidden size.
-    let working = 4 * f + qkv + query + 6 * c;
+    let mut working = 4 * f + qkv + query + 6 * c;
+    if settings.method == TrainMethod::Lora {
+        // A projection's output and gradient beside the fused ones, and its part of the input's gradient.
+        working += 2 * f + 2 * c;
+    }
     let layers = config.num_hidden_layers;
     working
-        + match checkpointing {
+        + match settings.activation_checkpointing {
             ActivationCheckpointing::None => layers * block,
             ActivationCheckpointing::Block => layers * c + block,
         }

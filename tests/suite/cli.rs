@@ -4,7 +4,7 @@ use super::support::glan;
 
 const COMMANDS: [&str; 16] = [
     "run", "generate", "curate", "train", "evaluate", "report", "improve", "complete", "score", "serve", "chat",
-    "inspect", "export", "fetch", "bench", "doctor",
+    "inspect", "export", "fetch", "bench", "doctor", "selftest",
 ];
 
 #[test]
