@@ -62,6 +62,8 @@ enum Command {
     Bench(commands::bench::BenchArgs),
     /// What this machine and this binary can do.
     Doctor(commands::doctor::DoctorArgs),
+    /// Check the trainer's arithmetic on this machine: finite differences, equivalences, PyTorch's loss curve.
+    Selftest(commands::selftest::SelftestArgs),
     /// Inside of the code sandbox; started by `glan evaluate`.
     #[command(hide = true)]
     SandboxChild(evaluate::sandbox::ChildArgs),
@@ -175,7 +177,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(args) => commands::pipeline::run(&args),
         Command::Generate(args) => commands::pipeline::generate(&args),
         Command::Curate(args) => curate::main(&args),
-        Command::Train(args) => train::main(&args),
+        Command::Train(args) => commands::pipeline::train(&args),
         Command::Evaluate(args) => commands::pipeline::evaluate(&args),
         Command::Report(args) => commands::pipeline::report(&args),
         Command::Improve(args) => commands::improve::main(&args),
@@ -188,6 +190,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Fetch(args) => commands::fetch::main(&args),
         Command::Bench(args) => commands::bench::main(&args),
         Command::Doctor(args) => commands::doctor::main(&args),
+        Command::Selftest(args) => commands::selftest::main(&args),
         Command::SandboxChild(_) => unreachable!("`main` has run it before"),
     }
 }

@@ -4,13 +4,12 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::Read,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::{error::usage, gguf::is_gguf};
+use crate::{error::usage, gguf::is_gguf, records::read_json};
 
 /// The environment variables of the Hugging Face ecosystem that this program reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -185,35 +184,56 @@ pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(if safetensors.is_empty() { with_extension("gguf") } else { safetensors })
 }
 
-/// Which model a directory or a GGUF file holds: 16 hexadecimal digits of a BLAKE3 hash over the names and bytes of `config.json` and
-/// of every weight file.
+/// Which model a directory or a GGUF file holds: 16 hexadecimal digits of a BLAKE3 hash over the names and bytes of
+/// `config.json` and of every weight file. Of an adapter: over its settings, its weights and its base's hash; where the
+/// base lies does not count.
 ///
-/// **Errors**: neither a configuration nor weights, or a file that cannot be read.
+/// **Errors**: neither a configuration nor weights, a file that cannot be read, or a base that is not there.
 pub fn hash_model(directory: &Path) -> Result<String> {
     let mut files = vec![directory.join("config.json")];
     files.retain(|path| path.is_file());
+    let mut hasher = blake3::Hasher::new();
+    if files.is_empty() {
+        hash_adapter_settings(directory, &mut hasher)?;
+    }
     files.extend(weight_files(directory)?);
     if files.is_empty() {
         bail!("`{}` holds neither `config.json` nor weights", directory.display());
     }
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0u8; 1 << 20];
     for path in files {
         let unreadable = || format!("cannot read `{}`", path.display());
         let name = path.file_name().expect("a listed file has a name").to_string_lossy().into_owned();
-        let mut file = File::open(&path).with_context(unreadable)?;
+        let file = File::open(&path).with_context(unreadable)?;
         // Lengths go first, so that bytes cannot move from one file to the next unnoticed.
         hasher.update(&(name.len() as u64).to_le_bytes());
         hasher.update(name.as_bytes());
         hasher.update(&file.metadata().with_context(unreadable)?.len().to_le_bytes());
-        loop {
-            match file.read(&mut buffer).with_context(unreadable)? {
-                0 => break,
-                read => hasher.update(&buffer[..read]),
-            };
-        }
+        hasher.update_reader(file).with_context(unreadable)?;
     }
     Ok(hasher.finalize().to_hex()[..16].to_owned())
+}
+
+/// Takes in what `adapter_config.json` says, and the base that it names.
+fn hash_adapter_settings(directory: &Path, hasher: &mut blake3::Hasher) -> Result<()> {
+    let path = directory.join("adapter_config.json");
+    if !path.is_file() {
+        return Ok(());
+    }
+    let mut settings: serde_json::Map<String, serde_json::Value> = read_json(&path)?;
+    let base = settings.shift_remove("base_model_name_or_path");
+    let Some(base) = base.as_ref().and_then(serde_json::Value::as_str) else {
+        bail!(
+            "`{}` has no `base_model_name_or_path`; expected the directory or name of the base model",
+            path.display()
+        );
+    };
+    let found = resolve(base).with_context(|| format!("the base model of the adapter in `{}`", directory.display()))?;
+    if found.join("adapter_config.json").is_file() && !found.join("config.json").is_file() {
+        bail!("the base model of the adapter in `{}` is an adapter itself, `{}`", directory.display(), found.display());
+    }
+    hasher.update(hash_model(&found)?.as_bytes());
+    hasher.update(&serde_json::to_vec(&settings)?);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -335,5 +355,32 @@ mod tests {
         assert_eq!(environment.access_token().as_deref(), Some("from-file"));
         environment.token = Some("from-variable".into());
         assert_eq!(environment.access_token().as_deref(), Some("from-variable"));
+    }
+
+    #[test]
+    fn an_adapter_s_hash_depends_on_its_base_and_its_settings_and_not_on_where_the_base_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let adapter = folder.path().join("adapter");
+        let settings = |base: &Path, alpha: u32| {
+            let base = serde_json::json!(base);
+            let text = format!("{{\"r\": 4, \"base_model_name_or_path\": {base}, \"lora_alpha\": {alpha}}}");
+            write(&adapter.join("adapter_config.json"), &text);
+            hash_model(&adapter)
+        };
+        write(&adapter.join("adapter_model.safetensors"), "weights");
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        for base in [&one, &two] {
+            write(&base.join("config.json"), "{}");
+            write(&base.join("model.safetensors"), "ab");
+        }
+        let hash = settings(&one, 8).unwrap();
+        assert_eq!(settings(&two, 8).unwrap(), hash, "the same base elsewhere");
+        assert_ne!(settings(&two, 16).unwrap(), hash, "another scale");
+        write(&two.join("model.safetensors"), "cd");
+        assert_ne!(settings(&two, 8).unwrap(), hash, "another base");
+        let error = settings(&adapter, 8).expect_err("its own base").to_string();
+        assert!(error.contains("is an adapter itself"), "{error}");
+        let error = format!("{:#}", settings(&folder.path().join("gone"), 8).expect_err("no base"));
+        assert!(error.contains("the base model of the adapter"), "{error}");
     }
 }

@@ -4,7 +4,7 @@
 //! runs/NAME/  run.toml                resolved configuration; run.lock while a command works here, shards.lock where several do
 //!             generate/  taxonomy.json subjects.jsonl syllabi.jsonl questions.jsonl answers.jsonl rejected.jsonl stats.json
 //!             curate/    train.jsonl valid.jsonl test.jsonl rejected.jsonl scores.jsonl audit.json stats.json dataset/
-//!             train/     metrics.jsonl checkpoint-N/ student/
+//!             train/     metrics.jsonl samples.jsonl checkpoint-N/ student/
 //!             evaluate/MODEL/  results_*.json samples_*.jsonl   and  evaluate/comparison.json contamination.json judge/
 //!                              weak_nodes.json
 //!             report.html

@@ -297,12 +297,15 @@ fn write_directory(args: &ExportArgs, source: &Path, partial: &Path) -> Result<E
     drop(decoder);
     let tensors = check::directory_tensors(source, partial, &layout, dtype)?;
     let checks = check::model(source, partial, tensors, dtype == Dtype::F32)?;
-    let weights = partial.join("model.safetensors");
+    let mut bytes = 0;
+    for file in model_dir::weight_files(partial)? {
+        bytes += fs::metadata(&file).map_or(0, |metadata| metadata.len());
+    }
     Ok(Exported {
         output: args.output.clone(),
         format: args.format,
         quantization: None,
-        bytes: fs::metadata(&weights).map_or(0, |metadata| metadata.len()),
+        bytes,
         parameters: BTreeMap::from([(format!("{dtype:?}"), layout.len)]),
         checks,
         notes: Vec::new(),

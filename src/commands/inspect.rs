@@ -20,7 +20,7 @@ use crate::{
     error::usage,
     gguf::is_gguf,
     model::DecoderConfig,
-    model_dir, records, telemetry,
+    model_dir, records, row_source, telemetry,
     tokenizer::Tokenizer,
     train::{self, Encoding, Row, RowFormat, RowTokens},
 };
@@ -255,29 +255,25 @@ impl DataFindings {
             tokens: None,
         };
         let mut first: Option<Map<String, Value>> = None;
-        let reader = BufReader::new(File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?);
-        for line in reader.split(b'\n') {
-            let line = line.with_context(|| format!("cannot read `{}`", path.display()))?;
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
+        row_source::for_each_row(path, |_, row| {
             findings.rows += 1;
-            let Ok(row) = serde_json::from_slice::<Map<String, Value>>(&line) else {
+            let Ok(row) = row else {
                 findings.damaged += 1;
-                continue;
+                return Ok(());
             };
             for column in row.keys() {
                 *findings.columns.entry(column.clone()).or_default() += 1;
             }
             let Some(format) = RowFormat::of(&row) else {
                 findings.others += 1;
-                continue;
+                return Ok(());
             };
             *findings.formats.entry(format.name()).or_default() += 1;
             let is_text = format == RowFormat::Text || row.get("completion").is_some_and(Value::is_string);
             *(if is_text { &mut findings.texts } else { &mut findings.conversations }) += 1;
             first.get_or_insert(row);
-        }
+            Ok(())
+        })?;
         findings.tokens = model.map(|model| TokenFindings::of(path, model, first)).transpose()?;
         Ok(findings)
     }
@@ -330,7 +326,7 @@ impl TokenFindings {
             max_length: config.max_position_embeddings,
             assistant_only_loss: true,
         };
-        let rows = train::read(path, &encoding)?;
+        let rows = train::read(path, &encoding, &std::env::temp_dir())?;
         let first = first.map(|row| marked(row, &encoding)).transpose()?;
         Ok(Self {
             model: model.to_owned(),
@@ -338,7 +334,7 @@ impl TokenFindings {
             trained_tokens: rows.num_trained_tokens(),
             truncated: rows.num_truncated,
             without_target: rows.num_without_target,
-            longest: rows.examples.iter().map(|example| example.token_ids.len()).max().unwrap_or(0),
+            longest: rows.longest(),
             first,
         })
     }

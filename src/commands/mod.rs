@@ -11,4 +11,5 @@ pub mod improve;
 pub mod inspect;
 pub mod pipeline;
 pub mod score;
+pub mod selftest;
 pub mod serve;

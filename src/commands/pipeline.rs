@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use candle_core::Device;
 use serde_json::{Value, json};
 
+use super::export::{self, ExportArgs, Format};
 use crate::{
     cli::{GenerateArgs, RunArgs, StageArgs},
     config::Config,
@@ -20,10 +21,11 @@ use crate::{
     generate::{self, Extra},
     interrupt,
     language_model::LanguageModel,
+    model::Quantization,
     model_dir, records, report,
     run_dir::RunDir,
     telemetry::print_result,
-    train,
+    train::{self, TrainArgs},
 };
 
 /// `glan run`: every stage that is not finished yet, in order.
@@ -41,6 +43,25 @@ pub fn run(args: &RunArgs) -> Result<()> {
         print_result(format!("\nreport: {}", page.display()));
     }
     gate(*fail_on_regression, || Ok(read_comparison(&run_dir)?.regressions()))
+}
+
+/// `glan train`.
+pub fn train(args: &TrainArgs) -> Result<()> {
+    train::main(args, export_gguf)
+}
+
+/// `glan export` of a student that was just written.
+fn export_gguf(student: &Path, file: &Path, quantization: Quantization) -> Result<()> {
+    export::run(&ExportArgs {
+        model: student.to_string_lossy().into_owned(),
+        output: file.to_owned(),
+        format: Format::Gguf,
+        quantization: Some(quantization),
+        dtype: None,
+        force: true,
+        json: false,
+    })?;
+    Ok(())
 }
 
 /// What can be found wrong now must not be found after hours of generating and training.
@@ -75,7 +96,7 @@ pub fn run_stages(
         ))
     })?;
     stage("train", || {
-        train::run(config, run_dir)?;
+        train::run(config, run_dir, export_gguf)?;
         Ok(format!("student in `{}`", run_dir.stage_file("train", "student").display()))
     })?;
     let verdict = stage_of("evaluate", || {

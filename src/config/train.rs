@@ -85,6 +85,12 @@ pub struct TrainConfig {
     pub logging_steps: usize,
     /// Steps between validation losses; 0 measures only at the end.
     pub eval_steps: usize,
+    /// Prompts that the student answers at every evaluation and at the end (`samples.jsonl`); 0 is off.
+    pub num_samples: usize,
+    /// These prompts, as a user's turn each; empty takes the first validation rows'.
+    pub sample_prompts: Vec<String>,
+    /// Longest of these answers in tokens.
+    pub sample_max_new_tokens: usize,
     /// Ends after so many evaluations in a row without a lower validation loss; 0 is off.
     pub early_stopping_patience: usize,
     /// Ends with the weights of the lowest validation loss instead of the last ones.
@@ -97,6 +103,10 @@ pub struct TrainConfig {
     pub save_steps: usize,
     /// Checkpoints kept.
     pub save_total_limit: usize,
+    /// GGUF files that are written of the student beside its directory, by their quantisation, such as `["q8_0"]`.
+    pub export_gguf: Vec<String>,
+    /// Largest file of the student's weights in bytes; a larger model is cut into several.
+    pub max_shard_bytes: usize,
 }
 
 impl Default for TrainConfig {
@@ -139,12 +149,17 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             logging_steps: 10,
             eval_steps: 0,
+            num_samples: 3,
+            sample_prompts: Vec::new(),
+            sample_max_new_tokens: 64,
             early_stopping_patience: 0,
             load_best_model_at_end: false,
             loss_spike_factor: 0.0,
             report_to: ReportTo::None,
             save_steps: 200,
             save_total_limit: 2,
+            export_gguf: Vec::new(),
+            max_shard_bytes: 5_000_000_000,
         }
     }
 }

@@ -156,7 +156,16 @@ fn check_train(train: &TrainConfig, ranges: &mut Ranges) {
     ranges.above_zero("train.adam_epsilon", train.adam_epsilon);
     ranges.not_negative("train.max_grad_norm", train.max_grad_norm);
     ranges.at_least("train.logging_steps", train.logging_steps, 1);
+    ranges.at_least("train.sample_max_new_tokens", train.sample_max_new_tokens, 1);
+    let (samples, prompts) = (train.num_samples, train.sample_prompts.len());
+    ranges.check(
+        "train.num_samples",
+        samples,
+        samples == 0 || samples >= prompts,
+        "0 (off), or room for every one of `train.sample_prompts`",
+    );
     ranges.at_least("train.save_total_limit", train.save_total_limit, 1);
+    ranges.at_least("train.max_shard_bytes", train.max_shard_bytes, 1);
 }
 
 fn check_evaluate(evaluate: &EvaluateConfig, ranges: &mut Ranges) {

@@ -9,6 +9,7 @@ mod config;
 mod decoder;
 mod export;
 mod gguf;
+mod greedy;
 mod inference;
 mod layer;
 mod layout;
@@ -17,18 +18,21 @@ mod lora;
 mod matrix;
 mod peft;
 mod rope;
+mod tensor_file;
 mod train_step;
 
 pub use self::{
     config::{DecoderConfig, RopeScaling},
     decoder::Decoder,
-    export::{export, write_config},
+    export::{MAX_SHARD_BYTES, export, export_sharded, write_config},
     gguf::{GgufPlan, GgufTensors, Quantization},
+    greedy::greedy,
     inference::{InferenceDecoder, KvCache, PagedBatch, PagedSequence},
     layout::{Layout, NamedTensor, Weights},
     loader::load_arena,
     lora::{Adapter, AdapterShape, Projection},
     peft::{adapter_base, load_adapter, save_adapter},
+    tensor_file::{Entry, bytes_of, for_pieces, write_tensors},
     train_step::{
         Microbatch, StepOptions, Trained, evaluate_adapted_loss, evaluate_loss, loss_and_gradients, train_step,
     },

@@ -1,23 +1,24 @@
 //! Checkpoints: everything that a run needs to go on, whole or not at all.
 //!
-//! `checkpoint-N/` holds `model.safetensors` (what is trained: all weights, or the adapter), `optimizer.safetensors` (f32, or
-//! codes of 8 bits) and `trainer_state.json` with the hashes of the two. It is written under another name and renamed when it is on disk. A checkpoint whose hashes do not
-//! match is passed over for the one before, with a warning.
+//! `checkpoint-N/` holds `model.safetensors` (what is trained: all weights, or the adapter), `optimizer.safetensors` (f32,
+//! or codes of 8 bits) and `trainer_state.json` with the hashes of the two and of itself. It is written under another name and renamed
+//! when it is on disk. A checkpoint whose hashes do not match is passed over for the one before, with a warning.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, Tensor};
-use glan_kernels::to_vec;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::Optimizer;
-use crate::records::{read_json, write_atomic, write_json};
+use super::{
+    arena_file::{self, ArenaFile},
+    optimizer::Optimizer,
+};
+use crate::records::{read_json, write_json};
 
 /// `trainer_state.json`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub struct TrainerState {
     pub loss_sum: f64,
     /// Tokens seen.
     pub num_input_tokens_seen: usize,
+    /// Tokens that are held at once: the setting, or less where the device ran out of memory.
+    pub max_tokens_per_micro_batch: usize,
     /// Running mean of the step losses, for the spike rule.
     #[serde(default)]
     pub loss_average: f64,
@@ -46,7 +49,22 @@ pub struct TrainerState {
     pub run_hash: String,
     /// Hashes of the two weight files.
     #[serde(default)]
-    pub file_hashes: HashMap<String, String>,
+    pub file_hashes: BTreeMap<String, String>,
+    /// Hash of everything above: a digit that changed on the disk would otherwise go unseen.
+    #[serde(default)]
+    pub state_hash: String,
+}
+
+impl TrainerState {
+    fn file_hash(&self, name: &str) -> Option<&str> {
+        self.file_hashes.get(name).map(String::as_str)
+    }
+
+    /// The hash that belongs into `state_hash`.
+    fn hash(&self) -> Result<String> {
+        let plain = Self { state_hash: String::new(), ..self.clone() };
+        Ok(blake3::hash(&serde_json::to_vec(&plain)?).to_hex().to_string())
+    }
 }
 
 const FILES: [&str; 2] = ["model.safetensors", "optimizer.safetensors"];
@@ -71,12 +89,12 @@ pub fn save(folder: &Path, arena: &Tensor, optimizer: &Optimizer, state: &Traine
     let mut state = state.clone();
     let contents = [vec![("arena".to_owned(), arena.clone())], optimizer.state()?];
     for (name, tensors) in FILES.iter().zip(&contents) {
-        let bytes = serialise(tensors)?;
-        state.file_hashes.insert((*name).to_owned(), blake3::hash(&bytes).to_hex().to_string());
-        write_atomic(&partial.join(name), &bytes)?;
+        state.file_hashes.insert((*name).to_owned(), arena_file::write(&partial.join(name), tensors)?);
     }
+    state.state_hash = state.hash()?;
     write_json(&partial.join("trainer_state.json"), &state)?;
     if target.exists() {
+        // Only one that was damaged is written again.
         fs::remove_dir_all(&target).with_context(|| format!("cannot replace `{}`", target.display()))?;
     }
     fs::rename(&partial, &target).with_context(|| format!("cannot rename to `{}`", target.display()))?;
@@ -88,10 +106,36 @@ pub fn save(folder: &Path, arena: &Tensor, optimizer: &Optimizer, state: &Traine
     Ok(())
 }
 
+/// Removes what a kill in the middle of [`save`] left behind.
+fn remove_partial(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list `{}`", folder.display()))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(".checkpoint-") && name.ends_with(".partial")) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes up the newest whole checkpoint of this run, if there is one: its state and the trained arena.
-pub fn resume(folder: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option<(TrainerState, Tensor)>> {
-    for (_, path) in list(folder)?.into_iter().rev() {
-        match load(&path, optimizer, run_hash) {
+///
+/// With `needs_best`, one whose best checkpoint is damaged is passed over too: from further back the run makes it again.
+pub fn resume(
+    folder: &Path,
+    optimizer: &mut Optimizer,
+    run_hash: &str,
+    needs_best: bool,
+) -> Result<Option<(TrainerState, Tensor)>> {
+    remove_partial(folder)?;
+    for (step, path) in list(folder)?.into_iter().rev() {
+        let best = if needs_best { check_best(folder, step) } else { Ok(()) };
+        let found = best.and_then(|()| load(&path, optimizer, run_hash));
+        match found {
             Ok(Some(found)) => return Ok(Some(found)),
             Ok(None) => {
                 tracing::warn!("`{}` belongs to another configuration or other data; passed over", path.display());
@@ -102,12 +146,26 @@ pub fn resume(folder: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Resul
     Ok(None)
 }
 
+/// Compares the hashes of the checkpoint that was the best one when the checkpoint of `step` was written.
+fn check_best(folder: &Path, step: usize) -> Result<()> {
+    let path = |step: usize| folder.join(format!("checkpoint-{step}"));
+    let Some((_, best)) = load_state(&path(step))?.best.filter(|(_, best)| *best != step) else { return Ok(()) };
+    let check = || {
+        let state = load_state(&path(best))?;
+        FILES.iter().try_for_each(|name| arena_file::check(&path(best).join(name), state.file_hash(name)))
+    };
+    check().with_context(|| format!("the best one before it, `checkpoint-{best}`"))
+}
+
 /// The trained arena of one checkpoint.
 ///
 /// **Errors**: it is missing, damaged, or of another run.
 pub fn load_arena(folder: &Path, step: usize, optimizer: &mut Optimizer, run_hash: &str) -> Result<Tensor> {
     let path = folder.join(format!("checkpoint-{step}"));
-    match load(&path, optimizer, run_hash)? {
+    let found = load(&path, optimizer, run_hash).context(
+        "the best checkpoint cannot be read; run the same command again: it goes on from before it and makes it anew",
+    )?;
+    match found {
         Some((_, arena)) => Ok(arena),
         None => bail!("`{}` belongs to another run; expected the best checkpoint of this one", path.display()),
     }
@@ -115,29 +173,31 @@ pub fn load_arena(folder: &Path, step: usize, optimizer: &mut Optimizer, run_has
 
 /// Removes all checkpoints.
 pub fn remove_all(folder: &Path) -> Result<()> {
+    remove_partial(folder)?;
     for (_, path) in list(folder)? {
         fs::remove_dir_all(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
     }
     Ok(())
 }
 
+fn load_state(path: &Path) -> Result<TrainerState> {
+    let file = path.join("trainer_state.json");
+    let state: TrainerState = read_json(&file)?;
+    if state.state_hash != state.hash()? {
+        bail!("`{}` does not match its hash", file.display());
+    }
+    Ok(state)
+}
+
 fn load(path: &Path, optimizer: &mut Optimizer, run_hash: &str) -> Result<Option<(TrainerState, Tensor)>> {
-    let state: TrainerState = read_json(&path.join("trainer_state.json"))?;
+    let state = load_state(path)?;
     if state.run_hash != run_hash {
         return Ok(None);
     }
-    let read = |name: &str| -> Result<Vec<u8>> {
-        let file = path.join(name);
-        let bytes = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
-        if state.file_hashes.get(name).map(String::as_str) != Some(blake3::hash(&bytes).to_hex().as_str()) {
-            bail!("`{}` does not match its hash", file.display());
-        }
-        Ok(bytes)
-    };
-    let (weights, moments) = (read(FILES[0])?, read(FILES[1])?);
-    let arena = values(&SafeTensors::deserialize(&weights)?, "arena")?;
-    let moments = SafeTensors::deserialize(&moments)?;
-    optimizer.restore(state.global_step, |name| values(&moments, name))?;
+    let open = |name: &str| ArenaFile::open(&path.join(name), state.file_hash(name));
+    let (weights, moments) = (open(FILES[0])?, open(FILES[1])?);
+    let arena = weights.tensor("arena")?;
+    optimizer.restore(state.global_step, |name| moments.tensor(name))?;
     Ok(Some((state, arena)))
 }
 
@@ -156,31 +216,4 @@ fn list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     }
     found.sort();
     Ok(found)
-}
-
-fn serialise(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
-    let bytes: Vec<(&str, Dtype, usize, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let (dtype, bytes) = match tensor.dtype() {
-                DType::U8 => (Dtype::U8, tensor.to_vec1()?),
-                _ => (Dtype::F32, to_vec(tensor)?.iter().flat_map(|value| value.to_le_bytes()).collect()),
-            };
-            Ok((name.as_str(), dtype, tensor.elem_count(), bytes))
-        })
-        .collect::<Result<_>>()?;
-    let views = bytes
-        .iter()
-        .map(|(name, dtype, len, bytes)| Ok((*name, TensorView::new(*dtype, vec![*len], bytes)?)))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(safetensors::serialize(views, None)?)
-}
-
-fn values(tensors: &SafeTensors, name: &str) -> Result<Tensor> {
-    let view = tensors.tensor(name)?;
-    if view.dtype() == Dtype::U8 {
-        return Ok(Tensor::new(view.data(), &Device::Cpu)?);
-    }
-    let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    Ok(Tensor::new(values, &Device::Cpu)?)
 }

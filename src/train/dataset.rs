@@ -1,7 +1,7 @@
-//! Training rows: JSONL to tokens with a mask of what is trained.
+//! Training rows: text to tokens with a mask of what is trained.
 //!
-//! Files are read in blocks of rows. A row's text is gone once its block is tokenised: what stays is 5 bytes per token
-//! (the id and whether it is trained) and the row's id, whatever the size of the file.
+//! Files are read in blocks of rows. A row's text is gone once its block is tokenised, and its tokens lie in a
+//! [`TokenFile`]: memory does not grow with the data beyond a few bytes a row.
 
 use std::{ops::Range, path::Path};
 
@@ -9,16 +9,20 @@ use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::rows::{Row, RowContent};
+use super::{
+    rows::{Row, RowContent},
+    token_file::{TokenFile, TokenWriter},
+};
 use crate::{
     chat_template::{ChatTemplate, encode_prompt_with_offsets},
-    records::JsonlReader,
+    row_source::{Place, for_each_row},
     seed,
     tokenizer::Tokenizer,
 };
 
-/// Rows that are in memory as text at a time.
+/// Rows that are in memory as text at a time, and bytes of them.
 const BLOCK_ROWS: usize = 1024;
+const BLOCK_BYTES: usize = 8 << 20;
 
 /// One conversation or document, tokenised.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,41 +35,127 @@ pub struct Example {
     pub trained: Vec<bool>,
 }
 
+impl Example {
+    /// Tokens with a loss: nothing stands before the first.
+    pub fn num_trained(&self) -> usize {
+        self.trained.iter().skip(1).filter(|&&trained| trained).count()
+    }
+}
+
 /// Everything that one file gave.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Dataset {
     /// In the order of the file.
-    pub examples: Vec<Example>,
+    rows: TokenFile,
     /// Rows cut at the longest length.
     pub num_truncated: usize,
     /// Rows without a trained token (after the cut), left out.
     pub num_without_target: usize,
     /// Whether any row was a conversation.
     pub has_messages: bool,
+    num_tokens: usize,
+    num_trained_tokens: usize,
+    longest: usize,
 }
 
 impl Dataset {
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads a row from the disk.
+    pub fn example(&self, row: usize) -> Result<Example> {
+        self.rows.read(row)
+    }
+
+    /// Tokens of a row.
+    pub fn row_tokens(&self, row: usize) -> usize {
+        self.rows.num_tokens(row)
+    }
+
+    /// Tokens of a row that have a loss.
+    pub fn row_trained_tokens(&self, row: usize) -> usize {
+        self.rows.num_trained(row)
+    }
+
+    /// Tokens of the longest row.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
     /// Trained tokens of one pass.
     pub fn num_trained_tokens(&self) -> usize {
-        self.examples.iter().map(|example| example.trained.iter().skip(1).filter(|&&trained| trained).count()).sum()
+        self.num_trained_tokens
     }
 
     /// Tokens of one pass.
     pub fn num_tokens(&self) -> usize {
-        self.examples.iter().map(|example| example.token_ids.len()).sum()
+        self.num_tokens
+    }
+}
+
+/// A data set that is being read.
+pub(super) struct DatasetWriter {
+    rows: TokenWriter,
+    max_length: usize,
+    num_truncated: usize,
+    num_without_target: usize,
+    has_messages: bool,
+    num_tokens: usize,
+    num_trained_tokens: usize,
+    longest: usize,
+}
+
+impl DatasetWriter {
+    /// Rows are cut at `max_length` tokens and lie in `folder`.
+    pub fn create(folder: &Path, max_length: usize) -> Result<Self> {
+        Ok(Self {
+            rows: TokenWriter::create(folder)?,
+            max_length,
+            num_truncated: 0,
+            num_without_target: 0,
+            has_messages: false,
+            num_tokens: 0,
+            num_trained_tokens: 0,
+            longest: 0,
+        })
     }
 
-    fn push(&mut self, mut example: Example, max_length: usize) {
-        if example.token_ids.len() > max_length {
-            example.token_ids.truncate(max_length);
-            example.trained.truncate(max_length);
+    /// Takes in a row.
+    pub fn push(&mut self, mut example: Example) -> Result<()> {
+        if example.token_ids.len() > self.max_length {
+            example.token_ids.truncate(self.max_length);
+            example.trained.truncate(self.max_length);
             self.num_truncated += 1;
         }
-        if example.trained.iter().skip(1).any(|&trained| trained) {
-            self.examples.push(example);
-        } else {
+        let (tokens, trained) = (example.token_ids.len(), example.num_trained());
+        if trained == 0 {
             self.num_without_target += 1;
+            return Ok(());
         }
+        self.num_tokens += tokens;
+        self.num_trained_tokens += trained;
+        self.longest = self.longest.max(tokens);
+        self.rows.push(&example)
+    }
+
+    /// Ends the reading.
+    pub fn finish(self) -> Result<Dataset> {
+        Ok(Dataset {
+            rows: self.rows.finish()?,
+            num_truncated: self.num_truncated,
+            num_without_target: self.num_without_target,
+            has_messages: self.has_messages,
+            num_tokens: self.num_tokens,
+            num_trained_tokens: self.num_trained_tokens,
+            longest: self.longest,
+        })
     }
 }
 
@@ -104,45 +194,67 @@ pub struct RowTokens {
     pub trained: Vec<bool>,
 }
 
-/// Reads rows of every format of [`super::rows`]. Trained are the assistant's turns, their end-of-turn token included,
-/// or the completion and an end-of-sequence token.
+/// Reads rows of every format of [`super::rows`] from every kind of file of [`crate::row_source`]; the tokens lie in `folder`,
+/// in a file without a name. Trained are the assistant's turns, their end-of-turn token included, or the completion and
+/// an end-of-sequence token.
 ///
-/// **Errors**: name the file, the line, the field and what was expected.
-pub fn read(path: &Path, encoding: &Encoding) -> Result<Dataset> {
-    let mut reader = JsonlReader::<Map<String, Value>>::open(path)?;
-    let mut dataset = Dataset::default();
-    let mut block = Vec::with_capacity(BLOCK_ROWS);
-    loop {
-        while block.len() < BLOCK_ROWS {
-            let Some(row) = reader.next() else { break };
-            block.push((reader.line_number(), row?));
+/// **Errors**: name the file, the line or row, the field and what was expected.
+pub fn read(path: &Path, encoding: &Encoding, folder: &Path) -> Result<Dataset> {
+    let mut dataset = DatasetWriter::create(folder, encoding.max_length)?;
+    let (mut block, mut bytes) = (Vec::with_capacity(BLOCK_ROWS), 0);
+    for_each_row(path, |place, row| {
+        let row = row?;
+        bytes += text_bytes(row.values());
+        block.push((place, row));
+        if block.len() == BLOCK_ROWS || bytes >= BLOCK_BYTES {
+            encoding.push_block(path, std::mem::take(&mut block), &mut dataset)?;
+            bytes = 0;
         }
-        if block.is_empty() {
-            break;
-        }
-        let examples: Vec<(Example, bool)> = block
-            .par_drain(..)
-            .map(|(line, row)| {
-                encoding.tokenise(row, line).with_context(|| format!("`{}` line {line}", path.display()))
-            })
-            .collect::<Result<_>>()?;
-        for (example, is_conversation) in examples {
-            dataset.has_messages |= is_conversation;
-            dataset.push(example, encoding.max_length);
-        }
-    }
-    if dataset.examples.is_empty() {
+        Ok(())
+    })?;
+    encoding.push_block(path, block, &mut dataset)?;
+    let dataset = dataset.finish()?;
+    if dataset.is_empty() {
         bail!("`{}` holds no row with anything to train on", path.display());
     }
     Ok(dataset)
 }
 
+/// Bytes of all texts in values.
+fn text_bytes<'a>(values: impl Iterator<Item = &'a Value>) -> usize {
+    values
+        .map(|value| match value {
+            Value::String(text) => text.len(),
+            Value::Array(list) => text_bytes(list.iter()),
+            Value::Object(map) => text_bytes(map.values()),
+            _ => 0,
+        })
+        .sum()
+}
+
 impl Encoding<'_> {
-    fn tokenise(&self, row: Map<String, Value>, line: usize) -> Result<(Example, bool)> {
+    fn push_block(
+        &self,
+        path: &Path,
+        block: Vec<(Place, Map<String, Value>)>,
+        dataset: &mut DatasetWriter,
+    ) -> Result<()> {
+        let examples: Vec<(Example, bool)> = block
+            .into_par_iter()
+            .map(|(place, row)| self.tokenise(row, place).with_context(|| format!("`{}` {place}", path.display())))
+            .collect::<Result<_>>()?;
+        for (example, is_conversation) in examples {
+            dataset.has_messages |= is_conversation;
+            dataset.push(example)?;
+        }
+        Ok(())
+    }
+
+    fn tokenise(&self, row: Map<String, Value>, place: Place) -> Result<(Example, bool)> {
         let row = Row::parse(row)?;
         let rendered = self.render(&row.content)?;
         let RowTokens { token_ids, trained, .. } = self.tokens_with_offsets(&rendered)?;
-        let id = row.id.unwrap_or_else(|| seed::record_id(&["line", &line.to_string()]));
+        let id = row.id.unwrap_or_else(|| seed::record_id(&["line", &place.number().to_string()]));
         Ok((Example { id, token_ids, trained }, rendered.is_conversation))
     }
 
@@ -212,7 +324,11 @@ mod tests {
             max_length: 64,
             assistant_only_loss,
         };
-        read(&path, &encoding)
+        read(&path, &encoding, folder.path())
+    }
+
+    fn examples(data: &Dataset) -> Result<Vec<Example>> {
+        (0..data.len()).map(|row| data.example(row)).collect()
     }
 
     fn written(example: &Example) -> Vec<u32> {
@@ -230,12 +346,13 @@ mod tests {
             true,
         )?;
         assert!(data.has_messages);
-        assert_eq!(data.examples.len(), 4);
-        for example in &data.examples {
-            assert_eq!(example.token_ids, data.examples[0].token_ids);
-            assert_eq!(example.trained, data.examples[0].trained);
+        let examples = examples(&data)?;
+        assert_eq!(examples.len(), 4);
+        for example in &examples {
+            assert_eq!(example.token_ids, examples[0].token_ids);
+            assert_eq!(example.trained, examples[0].trained);
         }
-        let written = written(&data.examples[0]);
+        let written = written(&examples[0]);
         assert_eq!(written[written.len() - 3..], [5, 6, 2], "the answer and the token that ends the turn");
         assert!(!written.contains(&3), "the question is not trained");
         Ok(())
@@ -258,10 +375,11 @@ mod tests {
             ),
             true,
         )?;
-        assert_eq!(data.examples[0].token_ids, data.examples[2].token_ids);
-        assert_eq!(written(&data.examples[0]).iter().filter(|id| **id > 2).collect::<Vec<_>>(), [&5, &6]);
-        assert_eq!(written(&data.examples[0]).iter().filter(|id| **id == 2).count(), 2, "both ends of turn");
-        for example in &data.examples[1..] {
+        let examples = examples(&data)?;
+        assert_eq!(examples[0].token_ids, examples[2].token_ids);
+        assert_eq!(written(&examples[0]).iter().filter(|id| **id > 2).collect::<Vec<_>>(), [&5, &6]);
+        assert_eq!(written(&examples[0]).iter().filter(|id| **id == 2).count(), 2, "both ends of turn");
+        for example in &examples[1..] {
             assert_eq!(written(example).iter().filter(|id| **id > 2).collect::<Vec<_>>(), [&6]);
         }
         Ok(())
@@ -271,17 +389,18 @@ mod tests {
     fn a_completion_is_trained_with_its_end_and_a_text_as_a_whole() -> Result<()> {
         let rows = "{\"prompt\":\"t3 t4\",\"completion\":\" t5\"}\n{\"text\":\"t3 t4 t5\"}\n";
         let data = read_rows(rows, true)?;
-        assert_eq!(written(&data.examples[0]), [5, 2]);
-        assert_eq!(data.examples[0].token_ids, data.examples[1].token_ids);
-        assert!(data.examples[1].trained.iter().all(|trained| *trained) && !data.has_messages);
-        assert!(read_rows(rows, false)?.examples[0].trained.iter().all(|trained| *trained));
+        let found = examples(&data)?;
+        assert_eq!(written(&found[0]), [5, 2]);
+        assert_eq!(found[0].token_ids, found[1].token_ids);
+        assert!(found[1].trained.iter().all(|trained| *trained) && !data.has_messages);
+        assert!(read_rows(rows, false)?.example(0)?.trained.iter().all(|trained| *trained));
         Ok(())
     }
 
     #[test]
     fn a_wrong_field_is_named_with_its_file_and_line_also_behind_the_first_block() {
         let mut rows = "{\"text\":\"t3 t4\"}\n".repeat(2 * BLOCK_ROWS);
-        assert_eq!(read_rows(&rows, true).map(|data| data.examples.len()).unwrap(), 2 * BLOCK_ROWS);
+        assert_eq!(read_rows(&rows, true).map(|data| data.len()).unwrap(), 2 * BLOCK_ROWS);
         rows.push_str("{\"messages\":[{\"role\":\"user\",\"content\":7}]}\n");
         let error = format!("{:#}", read_rows(&rows, true).expect_err("the last line is wrong"));
         for part in ["rows.jsonl` line 2049", "`messages[0].content` is a number, expected a text"] {

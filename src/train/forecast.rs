@@ -20,6 +20,9 @@ const F32: usize = 4;
 /// Logits that the loss holds at once, as `kernels/src/cross_entropy.rs` cuts them: so many values, or 16 rows.
 const LOGIT_VALUES: usize = 1 << 24;
 
+/// The program itself: its code, the tokenizer, a block of rows, packed operands of the products. Measured on a tiny model.
+const PROGRAM_BYTES: usize = 48 << 20;
+
 /// Memory of a training run, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Forecast {
@@ -33,6 +36,8 @@ pub struct Forecast {
     pub activations: usize,
     /// A chunk of the loss.
     pub logits: usize,
+    /// Whatever is trained.
+    pub program: usize,
     /// Tokens of the largest micro-batch.
     pub micro_batch_tokens: usize,
     /// Values that are trained.
@@ -54,7 +59,9 @@ impl Forecast {
         let parameters = model.len + adapter.as_ref().map_or(0, |adapter| adapter.len);
         let (quantised, blocks) = quantised(config, settings);
         let trained = adapter.as_ref().unwrap_or(&model);
-        let tokens = settings.max_tokens_per_micro_batch.max(longest);
+        // Without packing a batch may be smaller than what a micro-batch holds.
+        let batch = if settings.packing { usize::MAX } else { settings.train_batch_size.saturating_mul(longest) };
+        let tokens = settings.max_tokens_per_micro_batch.min(batch).max(longest);
         let logits = LOGIT_VALUES.max(16 * config.vocab_size).min(tokens * config.vocab_size);
         Ok(Self {
             weights: F32 * (parameters - quantised) + blocks,
@@ -62,6 +69,7 @@ impl Forecast {
             optimizer: Optimizer::bytes(trained, settings.optimizer),
             activations: tokens * activation_bytes_per_token(config, settings),
             logits: F32 * logits,
+            program: PROGRAM_BYTES,
             micro_batch_tokens: tokens,
             trained_parameters: trained.len,
             parameters,
@@ -70,7 +78,7 @@ impl Forecast {
 
     /// All parts.
     pub fn total(&self) -> usize {
-        self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.program
     }
 
     /// Refuses what does not fit into `available` bytes, and proposes what would.
@@ -117,14 +125,15 @@ impl Forecast {
     /// The parts in words.
     pub fn text(&self) -> String {
         format!(
-            "{} (weights {}, gradients {}, optimizer {}, activations {} for {} tokens, logits {})",
+            "{} (weights {}, gradients {}, optimizer {}, activations {} for {} tokens, logits {}, program {})",
             mib(self.total()),
             mib(self.weights),
             mib(self.gradients),
             mib(self.optimizer),
             mib(self.activations),
             self.micro_batch_tokens,
-            mib(self.logits)
+            mib(self.logits),
+            mib(self.program)
         )
     }
 }
@@ -150,7 +159,11 @@ fn activation_bytes_per_token(config: &DecoderConfig, settings: &TrainConfig) ->
     // x, its norm, qkv, o, lse, h, its norm, gate_up, two rstd.
     let block = 4 * c + qkv + normed + query + config.num_attention_heads + 2 * f + 2;
     // In the backward of one block: swiglu's output and gradient, gate_up's, dqkv, and a few of the hidden size.
-    let working = 4 * f + qkv + query + 6 * c;
+    let mut working = 4 * f + qkv + query + 6 * c;
+    if settings.method != TrainMethod::Full {
+        // A projection's output and gradient beside the fused ones, and its part of the input's gradient.
+        working += 2 * f + 2 * c;
+    }
     // In bf16 blocks are kept in half the bytes, and the one whose backward runs is in f32 beside.
     let (kept, working) = match settings.precision {
         TrainPrecision::F32 => (F32 * block, F32 * working),

@@ -1,28 +1,37 @@
 //! Stage 3, `train`: rows to a student.
 //!
 //! *Reads* `curate/train.jsonl` and `valid.jsonl` and the student's model directory. *Writes* `train/metrics.jsonl`,
-//! `train/checkpoint-N/`, and at the end `train/student/` (a Hugging Face directory), `train/train_results.json` and, where an
+//! `train/samples.jsonl`, `train/checkpoint-N/`, and at the end `train/student/` (a Hugging Face directory), `train/train_results.json` and, where an
 //! adapter was trained, `train/adapter/` (PEFT's format).
 //! *Rejects* nothing: rows cut or left out are counted. *Resumes* at the newest whole checkpoint; on the CPU in f32 the
 //! student's weights are byte-identical whether the run was interrupted or not.
 
+mod accumulate;
+mod arena_file;
 mod checkpoint;
 mod dataset;
 mod forecast;
+mod model_card;
 mod monitor;
 mod optimizer;
 mod output;
 mod plan;
 mod rows;
+mod samples;
 mod schedule;
+mod selftest;
 mod target;
 mod tensorboard;
+mod token_file;
 mod trainer;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Result, bail};
-use clap::Args;
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
 
 pub use self::{
     checkpoint::TrainerState,
@@ -32,13 +41,15 @@ pub use self::{
     output::TrainResults,
     rows::{Row, RowContent, RowFormat},
     schedule::Schedule,
+    selftest::{Check, run as selftest},
     target::{Target, adapter_shape},
     trainer::{DryRun, chat_template},
 };
 use crate::{
     cli::StageArgs,
-    config::{Config, ModelConfig},
+    config::{Config, ModelConfig, TrainConfig, TrainMethod},
     error::{Failure, usage},
+    model::Quantization,
     records::read_json,
     run_dir::RunDir,
     telemetry,
@@ -67,17 +78,23 @@ pub struct TrainArgs {
     pub dry_run: bool,
 }
 
+/// Writes a model directory as a GGUF file, and compares the two: the exporter is a command's, above this stage.
+pub type GgufExporter = fn(&Path, &Path, Quantization) -> Result<()>;
+
 /// What one training run reads and writes.
 struct Job<'a> {
     config: &'a Config,
+    export_gguf: GgufExporter,
     model: ModelConfig,
     data: PathBuf,
     valid: Option<PathBuf>,
     output: PathBuf,
+    /// Whether the stages before made the rows.
+    is_stage: bool,
 }
 
 /// `glan train`.
-pub fn main(args: &TrainArgs) -> Result<()> {
+pub fn main(args: &TrainArgs, export_gguf: GgufExporter) -> Result<()> {
     let mut config = args.stage.load_config()?;
     let results = match (&args.model, &args.data, &args.output) {
         (Some(model), Some(data), Some(output)) => {
@@ -87,10 +104,12 @@ pub fn main(args: &TrainArgs) -> Result<()> {
             config.student.model.clone_from(model);
             let job = Job {
                 config: &config,
+                export_gguf,
                 model: config.student.clone(),
                 data: data.clone(),
                 valid: args.valid.clone(),
                 output: output.clone(),
+                is_stage: false,
             };
             if args.dry_run {
                 return forecast_run(&job, args.stage.json);
@@ -105,9 +124,9 @@ pub fn main(args: &TrainArgs) -> Result<()> {
             }
             let run_dir = RunDir::open(&args.stage.run_dir_path(), &config)?;
             if args.dry_run {
-                return forecast_run(&stage_job(&config, &run_dir)?, args.stage.json);
+                return forecast_run(&stage_job(&config, &run_dir, export_gguf)?, args.stage.json);
             }
-            run(&config, &run_dir)?
+            run(&config, &run_dir, export_gguf)?
         }
     };
     if args.stage.json {
@@ -117,11 +136,11 @@ pub fn main(args: &TrainArgs) -> Result<()> {
 }
 
 /// Runs the stage on a run directory.
-pub fn run(config: &Config, run_dir: &RunDir) -> Result<TrainResults> {
-    train(&stage_job(config, run_dir)?)
+pub fn run(config: &Config, run_dir: &RunDir, export_gguf: GgufExporter) -> Result<TrainResults> {
+    train(&stage_job(config, run_dir, export_gguf)?)
 }
 
-fn stage_job<'a>(config: &'a Config, run_dir: &RunDir) -> Result<Job<'a>> {
+fn stage_job<'a>(config: &'a Config, run_dir: &RunDir, export_gguf: GgufExporter) -> Result<Job<'a>> {
     let data = run_dir.stage_file("curate", "train.jsonl");
     if !data.exists() {
         return Err(Failure::MissingInput(format!(
@@ -133,7 +152,15 @@ fn stage_job<'a>(config: &'a Config, run_dir: &RunDir) -> Result<Job<'a>> {
     }
     let valid = run_dir.stage_file("curate", "valid.jsonl");
     let valid = valid.metadata().is_ok_and(|file| file.len() > 0).then_some(valid);
-    Ok(Job { config, model: config.student.clone(), data, valid, output: run_dir.stage("train") })
+    Ok(Job {
+        config,
+        export_gguf,
+        model: config.student.clone(),
+        data,
+        valid,
+        output: run_dir.stage("train"),
+        is_stage: true,
+    })
 }
 
 fn forecast_run(job: &Job, as_json: bool) -> Result<()> {
@@ -168,11 +195,31 @@ fn check(job: &Job) -> Result<()> {
     if job.model.model.is_empty() {
         return Err(usage("no student is named: set `student.model` to a directory or `org/name`"));
     }
-    Ok(())
+    quantizations(&job.config.train).map(|_| ())
+}
+
+/// What `train.export_gguf` names.
+///
+/// **Errors**: usage, where it names something else.
+fn quantizations(settings: &TrainConfig) -> Result<Vec<Quantization>> {
+    if !settings.export_gguf.is_empty() && settings.method != TrainMethod::Full && !settings.merge_adapter {
+        return Err(usage(
+            "`train.export_gguf` needs the merged student; set train.merge_adapter = true, or leave it out",
+        ));
+    }
+    let of = |name: &String| {
+        Quantization::from_str(name, false).map_err(|_| {
+            let known: Vec<String> = Quantization::value_variants().iter().map(|known| known.name()).collect();
+            usage(format!("`train.export_gguf` names `{name}`; expected some of {}", known.join(", ")))
+        })
+    };
+    settings.export_gguf.iter().map(of).collect()
 }
 
 fn train(job: &Job) -> Result<TrainResults> {
     check(job)?;
+    // The tokenised rows lie there while the run lives.
+    fs::create_dir_all(&job.output).with_context(|| format!("cannot create `{}`", job.output.display()))?;
     let device = job.config.device.open()?;
     let prepared = trainer::prepare(job, &device)?;
     let results_file = job.output.join("train_results.json");

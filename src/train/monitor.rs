@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{checkpoint::TrainerState, dataset::Dataset, tensorboard::EventWriter};
 use crate::{
@@ -72,7 +72,7 @@ impl Monitor {
             ReportTo::Tensorboard => Some(EventWriter::create(&output.join("tensorboard"), step)?),
         };
         Ok(Self {
-            metrics: reopen_metrics(&output.join("metrics.jsonl"), step)?,
+            metrics: reopen(&output.join("metrics.jsonl"), |row: &MetricsRow| row.step <= step)?,
             events,
             progress: Progress::new("train", step as u64, total_steps as u64),
             total_steps,
@@ -154,10 +154,10 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// The metrics file, cut back to the step that training goes on from.
-fn reopen_metrics(path: &Path, step: usize) -> Result<JsonlWriter> {
+/// A file of a run that goes on, with the rows that `keeps` says.
+pub fn reopen<T: Serialize + DeserializeOwned>(path: &Path, keeps: impl Fn(&T) -> bool) -> Result<JsonlWriter> {
     let mut kept = Vec::new();
-    for row in read_partial_jsonl::<MetricsRow>(path)?.iter().filter(|row| row.step <= step) {
+    for row in read_partial_jsonl::<T>(path)?.iter().filter(|row| keeps(row)) {
         serde_json::to_writer(&mut kept, row)?;
         kept.push(b'\n');
     }
@@ -198,7 +198,8 @@ pub fn check_loss(
 
 /// The first ids of a batch.
 pub fn row_ids(data: &Dataset, rows: &[usize]) -> String {
-    let ids: Vec<&str> = rows.iter().take(8).map(|&row| data.examples[row].id.as_str()).collect();
+    let id = |&row: &usize| data.example(row).map_or_else(|_| format!("row {row}"), |example| example.id);
+    let ids: Vec<String> = rows.iter().take(8).map(id).collect();
     format!("{}{}", ids.join(", "), if rows.len() > 8 { ", …" } else { "" })
 }
 

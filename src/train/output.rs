@@ -1,15 +1,19 @@
 //! The trained model as a Hugging Face directory, and what the run says of itself.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use glan_kernels::matmul::Precision;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::{Job, target::Target, trainer::Prepared};
+use super::{Job, model_card::model_card, quantizations, target::Target, trainer::Prepared};
 use crate::{
-    config::{TrainConfig, TrainInit, TrainMethod},
     device::DtypeChoice,
-    model::{Adapter, Decoder, Microbatch, evaluate_adapted_loss, evaluate_loss, export, load_adapter, save_adapter},
+    model::{
+        Adapter, Decoder, Microbatch, evaluate_adapted_loss, evaluate_loss, export_sharded, for_pieces, load_adapter,
+        save_adapter,
+    },
     records::{write_atomic, write_json},
     tokenizer::Tokenizer,
 };
@@ -57,6 +61,39 @@ pub fn write(job: &Job, prepared: &Prepared, target: &Target, results: &TrainRes
 fn write_student(job: &Job, prepared: &Prepared, model: &Decoder, results: &TrainResults) -> Result<()> {
     let folder = job.output.join("student");
     let dtype = weight_type(model);
+    let eos = eos_token_ids(prepared);
+    Tokenizer::copy_files(&prepared.directory, &folder)?;
+    if let Some(template) = prepared.template.as_ref().filter(|_| prepared.data.has_messages) {
+        write_atomic(&folder.join("chat_template.jinja"), template.source().as_bytes())?;
+    }
+    write_atomic(&folder.join("README.md"), model_card(job, prepared, results)?.as_bytes())?;
+    export_sharded(model, &folder, dtype, &eos, job.config.train.max_shard_bytes)?;
+    check_written(&folder, model, dtype)?;
+    for quantization in quantizations(&job.config.train)? {
+        let file = job.output.join(format!("student-{}.gguf", quantization.name()));
+        (job.export_gguf)(&folder, &file, quantization)?;
+        tracing::info!("wrote `{}` and compared it with `{}`", file.display(), folder.display());
+    }
+    Ok(())
+}
+
+/// Loads the student again and compares it with what was trained, bit for bit.
+fn check_written(folder: &Path, model: &Decoder, dtype: Dtype) -> Result<()> {
+    let again = Decoder::load(folder, &candle_core::Device::Cpu, DtypeChoice::F32)?;
+    let mut start = 0;
+    for_pieces(&again.weights.arena, |written| {
+        let trained = glan_kernels::to_vec(&model.weights.arena.narrow(0, start, written.len())?)?;
+        start += written.len();
+        let round = |value: f32| if dtype == Dtype::F32 { value } else { half::bf16::from_f32(value).to_f32() };
+        if written.iter().zip(trained).any(|(written, trained)| written.to_bits() != round(trained).to_bits()) {
+            bail!("`{}` does not hold the trained weights when loaded again", folder.display());
+        }
+        Ok(())
+    })
+}
+
+/// What ends an answer of the student: the template's end of turn, where conversations were trained, and the model's own.
+pub fn eos_token_ids(prepared: &Prepared) -> Vec<u32> {
     let mut eos: Vec<u32> = Vec::new();
     let end_of_turn = prepared.template.as_ref().and_then(|template| template.end_of_turn_token(&prepared.tokenizer));
     let end_of_turn = end_of_turn.filter(|_| prepared.data.has_messages);
@@ -65,19 +102,7 @@ fn write_student(job: &Job, prepared: &Prepared, model: &Decoder, results: &Trai
             eos.push(id);
         }
     }
-    Tokenizer::copy_files(&prepared.directory, &folder)?;
-    if let Some(template) = prepared.template.as_ref().filter(|_| prepared.data.has_messages) {
-        write_atomic(&folder.join("chat_template.jinja"), template.source().as_bytes())?;
-    }
-    write_atomic(&folder.join("README.md"), model_card(job, results).as_bytes())?;
-    export(model, &folder, dtype, &eos)?;
-    let again = Decoder::load(&folder, &candle_core::Device::Cpu, DtypeChoice::F32)?;
-    let (written, trained) = (glan_kernels::to_vec(&again.weights.arena)?, glan_kernels::to_vec(&model.weights.arena)?);
-    let round = |value: f32| if dtype == Dtype::F32 { value } else { half::bf16::from_f32(value).to_f32() };
-    if written.iter().zip(&trained).any(|(written, trained)| *written != round(*trained)) {
-        bail!("`{}` does not hold the trained weights when loaded again", folder.display());
-    }
-    Ok(())
+    eos
 }
 
 /// Writes `adapter/`, reads it back and compares it bit for bit. Where that is asked for, merges it into the student's
@@ -98,7 +123,8 @@ fn write_adapter(job: &Job, prepared: &Prepared, adapter: &Adapter) -> Result<Op
         return Ok(None);
     }
     let mut batch = Microbatch::default();
-    for example in prepared.data.examples.iter().take(4) {
+    for row in 0..prepared.data.len().min(4) {
+        let example = prepared.data.example(row)?;
         batch.push(&example.token_ids, &example.trained);
     }
     let beside = evaluate_adapted_loss(&prepared.model, Some(&again), &batch)?;
@@ -120,42 +146,4 @@ fn write_adapter(job: &Job, prepared: &Prepared, adapter: &Adapter) -> Result<Op
 fn weight_type(model: &Decoder) -> Dtype {
     let named = ["torch_dtype", "dtype"].iter().find_map(|key| model.config.raw.get(*key)?.as_str());
     if named == Some("bfloat16") || model.precision == Precision::Bf16 { Dtype::BF16 } else { Dtype::F32 }
-}
-
-fn model_card(job: &Job, results: &TrainResults) -> String {
-    let settings = &job.config.train;
-    let base = match settings.init {
-        TrainInit::Checkpoint => format!("base_model: {}\n", job.model.model),
-        TrainInit::Random => String::new(),
-    };
-    let method = method_in_words(settings);
-    let eval_loss = results.eval_loss.map_or_else(|| "not measured".to_owned(), |loss| format!("{loss:.4}"));
-    format!(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}tags: [glan, synthetic]\n---\n\n\
-         # A student trained by glan {}\n\n\
-         {method} on {} rows, {:.2} epochs, {} steps of {} conversations, peak learning rate {:e}, seed {}.\n\n\
-         Mean training loss {:.4}, validation loss {eval_loss}.\n",
-        env!("CARGO_PKG_VERSION"),
-        results.num_rows,
-        results.epoch,
-        results.global_step,
-        settings.train_batch_size,
-        settings.learning_rate,
-        job.config.seed,
-        results.train_loss,
-    )
-}
-
-fn method_in_words(settings: &TrainConfig) -> String {
-    match settings.method {
-        TrainMethod::Full => "Full fine-tuning".to_owned(),
-        TrainMethod::Lora | TrainMethod::QLora => format!(
-            "{}{}LoRA of rank {} (alpha {}, {}), merged, trained",
-            if settings.use_dora { "DoRA, a form of " } else { "" },
-            if settings.method == TrainMethod::QLora { "Q" } else { "" },
-            settings.lora_r,
-            settings.lora_alpha,
-            settings.lora_target_modules.join(", "),
-        ),
-    }
 }

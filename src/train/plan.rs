@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Result;
 use rand::seq::SliceRandom;
 
 use super::dataset::Dataset;
@@ -10,13 +11,39 @@ use crate::{config::TrainConfig, model::Microbatch, seed};
 /// Batches that are sorted by length together, as transformers' length-grouped sampler does.
 const BATCHES_PER_GROUP: usize = 50;
 
-/// How the rows are cut into steps.
+/// What a batch is counted in.
+#[derive(Debug, Clone, PartialEq)]
+enum Units {
+    /// Single rows, so many.
+    Rows(usize),
+    /// Rows packed together: those of unit `i` are `rows[starts[i]..starts[i + 1]]`.
+    Packed { rows: Vec<u32>, starts: Vec<u32> },
+}
+
+impl Units {
+    fn len(&self) -> usize {
+        match self {
+            Self::Rows(rows) => *rows,
+            Self::Packed { starts, .. } => starts.len() - 1,
+        }
+    }
+
+    fn rows(&self, unit: usize) -> Vec<usize> {
+        match self {
+            Self::Rows(_) => vec![unit],
+            Self::Packed { rows, starts } => {
+                rows[starts[unit] as usize..starts[unit + 1] as usize].iter().map(|&row| row as usize).collect()
+            }
+        }
+    }
+}
+
+/// How the rows are cut into steps. Holds a few bytes a row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// What a batch is counted in: single rows, or rows packed together.
-    units: Vec<Vec<usize>>,
-    /// Tokens of each unit.
-    lengths: Vec<usize>,
+    units: Units,
+    /// Tokens of each unit, where batches are grouped by it.
+    lengths: Vec<u32>,
     batch: usize,
     group_by_length: bool,
     /// Optimizer steps of the run.
@@ -26,18 +53,26 @@ pub struct Plan {
 impl Plan {
     /// The plan for a data set; `max_length` is what packed rows hold at most.
     pub fn new(data: &Dataset, settings: &TrainConfig, max_length: usize) -> Self {
-        let rows: Vec<usize> = data.examples.iter().map(|example| example.token_ids.len()).collect();
         let units = if settings.packing {
-            best_fit_decreasing(&rows, max_length)
+            let rows: Vec<u32> = (0..data.len()).map(|row| data.row_tokens(row) as u32).collect();
+            let bins = best_fit_decreasing(&rows, max_length);
+            let mut starts = vec![0];
+            let mut packed = Vec::with_capacity(rows.len());
+            for bin in bins {
+                packed.extend(bin);
+                starts.push(packed.len() as u32);
+            }
+            Units::Packed { rows: packed, starts }
         } else {
-            (0..rows.len()).map(|row| vec![row]).collect()
+            Units::Rows(data.len())
         };
-        let lengths: Vec<usize> = units.iter().map(|unit| unit.iter().map(|&row| rows[row]).sum()).collect();
+        let length = |unit: usize| units.rows(unit).into_iter().map(|row| data.row_tokens(row) as u32).sum();
+        let lengths = if settings.group_by_length { (0..units.len()).map(length).collect() } else { Vec::new() };
         if settings.packing {
-            let fill = lengths.iter().sum::<usize>() as f64 / (units.len() * max_length) as f64;
+            let fill = data.num_tokens() as f64 / (units.len() * max_length) as f64;
             tracing::info!(
                 "packed {} rows into {} of {max_length} tokens, {:.1} % full",
-                rows.len(),
+                data.len(),
                 units.len(),
                 100.0 * fill
             );
@@ -57,23 +92,23 @@ impl Plan {
     }
 
     /// The rows of step `step` (from 0): every epoch has its own order, which `order` keeps between calls.
-    pub fn batch_rows(&self, run_seed: u64, step: usize, order: &mut (usize, Vec<usize>)) -> Vec<usize> {
+    pub fn batch_rows(&self, run_seed: u64, step: usize, order: &mut (usize, Vec<u32>)) -> Vec<usize> {
         let (epoch, at) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         if order.1.is_empty() || order.0 != epoch {
             *order = (epoch, self.epoch_order(run_seed, epoch));
         }
         let units = &order.1[at * self.batch..((at + 1) * self.batch).min(order.1.len())];
-        units.iter().flat_map(|&unit| self.units[unit].iter().copied()).collect()
+        units.iter().flat_map(|&unit| self.units.rows(unit as usize)).collect()
     }
 
-    fn epoch_order(&self, run_seed: u64, epoch: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.units.len()).collect();
+    fn epoch_order(&self, run_seed: u64, epoch: usize) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.units.len() as u32).collect();
         order.shuffle(&mut seed::stream(run_seed, "train", &format!("epoch-{epoch}")));
         if self.group_by_length {
             // Within a group of many batches only: the batches of an epoch must not go from long to short.
             for group in order.chunks_mut(self.batch * BATCHES_PER_GROUP) {
-                group.sort_by_key(|&unit| std::cmp::Reverse(self.lengths[unit]));
-                let mut batches: Vec<Vec<usize>> = group.chunks(self.batch).map(<[usize]>::to_vec).collect();
+                group.sort_by_key(|&unit| std::cmp::Reverse(self.lengths[unit as usize]));
+                let mut batches: Vec<Vec<u32>> = group.chunks(self.batch).map(<[u32]>::to_vec).collect();
                 // A short last batch stays last, as the next group begins at a multiple of the batch.
                 let whole = batches.len() - usize::from(group.len() % self.batch != 0);
                 batches[..whole].shuffle(&mut seed::stream(run_seed, "train", &format!("groups-{epoch}-{}", group[0])));
@@ -89,13 +124,13 @@ impl Plan {
 /// Bins of at most `capacity`, each item (longest first, ties in order) into the fullest bin that it fits.
 ///
 /// An item above the capacity has a bin to itself. Items of a bin are in ascending order.
-fn best_fit_decreasing(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
-    let mut items: Vec<usize> = (0..lengths.len()).collect();
-    items.sort_by_key(|&item| std::cmp::Reverse(lengths[item]));
-    let mut bins: Vec<Vec<usize>> = Vec::new();
+fn best_fit_decreasing(lengths: &[u32], capacity: usize) -> Vec<Vec<u32>> {
+    let mut items: Vec<u32> = (0..lengths.len() as u32).collect();
+    items.sort_by_key(|&item| std::cmp::Reverse(lengths[item as usize]));
+    let mut bins: Vec<Vec<u32>> = Vec::new();
     let mut by_room: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for item in items {
-        let len = lengths[item];
+        let len = lengths[item as usize] as usize;
         let found = by_room.range_mut(len..).next().and_then(|(&room, bins)| Some((room, bins.pop()?)));
         let (room, bin) = match found {
             Some((room, bin)) => {
@@ -118,20 +153,43 @@ fn best_fit_decreasing(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     bins
 }
 
-/// Packs rows, in order, into micro-batches of at most `max_tokens` (a longer row stands alone).
-pub fn micro_batches(data: &Dataset, rows: &[usize], max_tokens: usize) -> Vec<Microbatch> {
-    let mut batches: Vec<Microbatch> = Vec::new();
-    let mut tokens = 0;
-    for &row in rows {
-        let example = &data.examples[row];
-        let fits = batches.last().is_some_and(|batch| batch.token_ids.len() + example.token_ids.len() <= max_tokens);
-        if !fits {
-            batches.push(Microbatch { first_token: tokens, ..Microbatch::default() });
-        }
-        if let Some(batch) = batches.last_mut() {
+/// Rows of one micro-batch, not yet read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MicroBatchRows {
+    /// In order.
+    pub rows: Vec<usize>,
+    /// Tokens of the step's rows before these.
+    pub first_token: usize,
+    /// Tokens of these.
+    pub tokens: usize,
+}
+
+impl MicroBatchRows {
+    /// Reads the rows.
+    pub fn load(&self, data: &Dataset) -> Result<Microbatch> {
+        let mut batch = Microbatch { first_token: self.first_token, ..Microbatch::default() };
+        for &row in &self.rows {
+            let example = data.example(row)?;
             batch.push(&example.token_ids, &example.trained);
         }
-        tokens += example.token_ids.len();
+        Ok(batch)
+    }
+}
+
+/// Packs rows, in order, into micro-batches of at most `max_tokens` (a longer row stands alone).
+pub fn micro_batches(data: &Dataset, rows: &[usize], max_tokens: usize) -> Vec<MicroBatchRows> {
+    let mut batches: Vec<MicroBatchRows> = Vec::new();
+    let mut first_token = 0;
+    for &row in rows {
+        let len = data.row_tokens(row);
+        match batches.last_mut() {
+            Some(batch) if batch.tokens + len <= max_tokens => {
+                batch.rows.push(row);
+                batch.tokens += len;
+            }
+            _ => batches.push(MicroBatchRows { rows: vec![row], first_token, tokens: len }),
+        }
+        first_token += len;
     }
     batches
 }
@@ -141,15 +199,15 @@ mod tests {
     use rand::Rng;
 
     use super::*;
-    use crate::train::Example;
+    use crate::train::{Example, dataset::DatasetWriter};
 
     fn data(lengths: &[usize]) -> Dataset {
-        let example = |(row, &len): (usize, &usize)| Example {
-            id: format!("row-{row}"),
-            token_ids: vec![row as u32 % 90; len],
-            trained: vec![true; len],
-        };
-        Dataset { examples: lengths.iter().enumerate().map(example).collect(), ..Dataset::default() }
+        let mut data = DatasetWriter::create(&std::env::temp_dir(), usize::MAX).unwrap();
+        for (row, &len) in lengths.iter().enumerate() {
+            let (token_ids, trained) = (vec![row as u32 % 90; len], vec![true; len]);
+            data.push(Example { id: format!("row-{row}"), token_ids, trained }).unwrap();
+        }
+        data.finish().unwrap()
     }
 
     fn plan(lengths: &[usize], settings: &TrainConfig, max_length: usize) -> Plan {
@@ -192,15 +250,15 @@ mod tests {
 
     #[test]
     fn packed_rows_are_at_least_98_percent_full_and_never_too_long() {
-        let lengths = realistic(3000);
+        let lengths: Vec<u32> = realistic(3000).into_iter().map(|len| len as u32).collect();
         let bins = best_fit_decreasing(&lengths, 1024);
-        let tokens = |bin: &Vec<usize>| bin.iter().map(|&item| lengths[item]).sum::<usize>();
+        let tokens = |bin: &Vec<u32>| bin.iter().map(|&item| lengths[item as usize]).sum::<u32>();
         assert!(bins.iter().all(|bin| tokens(bin) <= 1024));
-        let fill = lengths.iter().sum::<usize>() as f64 / (bins.len() * 1024) as f64;
+        let fill = f64::from(lengths.iter().sum::<u32>()) / (bins.len() * 1024) as f64;
         assert!(fill >= 0.98, "{fill}");
         let mut items = bins.concat();
         items.sort_unstable();
-        assert_eq!(items, (0..3000).collect::<Vec<_>>());
+        assert_eq!(items, (0..3000).collect::<Vec<u32>>());
         // 6+4 and 5+5 fill two bins; first fit in the given order would need three.
         assert_eq!(best_fit_decreasing(&[5, 4, 6, 5], 10), [vec![1, 2], vec![0, 3]]);
         assert_eq!(best_fit_decreasing(&[12, 3], 10), [vec![0], vec![1]]);
@@ -225,7 +283,9 @@ mod tests {
         let data = data(&[5, 6, 4, 20]);
         let batches = micro_batches(&data, &[0, 1, 2, 3], 11);
         assert_eq!(batches.iter().map(|batch| batch.first_token).collect::<Vec<_>>(), [0, 11, 15]);
-        assert_eq!(batches.iter().map(|batch| batch.token_ids.len()).collect::<Vec<_>>(), [11, 4, 20]);
-        assert_eq!(batches[0].cu_seqlens, [0, 5, 11]);
+        assert_eq!(batches.iter().map(|batch| batch.tokens).collect::<Vec<_>>(), [11, 4, 20]);
+        let first = batches[0].load(&data).unwrap();
+        assert_eq!((first.cu_seqlens, first.token_ids.len()), (vec![0, 5, 11], 11));
+        assert_eq!(batches[2].load(&data).unwrap().first_token, 15);
     }
 }

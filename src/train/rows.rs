@@ -91,6 +91,7 @@ impl Row {
                  `instruction` and `output`; found the keys {keys:?}"
             );
         };
+        no_tools(&row, &["tools", "functions"], "")?;
         let id = match row.shift_remove("id") {
             Some(Value::String(id)) => Some(id),
             Some(Value::Null) | None => None,
@@ -115,56 +116,90 @@ fn conversation(turns: Vec<Turn>) -> Result<RowContent> {
     Ok(RowContent::Conversation { messages, trained })
 }
 
-/// A list of `{role, content}`; `field` is its name in messages.
+/// A list of turns, `{role, content}` or `{from, value}` (both occur under either name); `field` is its name in messages.
 fn messages(value: &Value, field: &str) -> Result<Vec<Turn>> {
     list(value, field)?
         .iter()
         .enumerate()
-        .map(|(index, turn)| {
+        .map(|(index, value)| {
             let field = format!("{field}[{index}]");
-            let turn = object(turn, &field)?;
-            let role = string(turn.get("role"), &format!("{field}.role"))?;
-            let content = content(turn.get("content"), &format!("{field}.content"))?;
-            // OpenAI's fine-tuning format: a turn of weight 0 is context only.
-            let trained = turn.get("weight").and_then(Value::as_f64) != Some(0.0);
+            let turn = object(value, &field)?;
+            let is_share_gpt =
+                if field.starts_with("conversations") { !turn.contains_key("role") } else { turn.contains_key("from") };
+            no_tools(turn, &["tool_calls", "function_call"], &format!("{field}."))?;
+            let (role, content) = if is_share_gpt {
+                let role = speaker(&string(turn.get("from"), &format!("{field}.from"))?, &field)?.to_owned();
+                (role, content(turn.get("value"), &format!("{field}.value"))?)
+            } else {
+                let role = string(turn.get("role"), &format!("{field}.role"))?;
+                (role, content(turn.get("content"), &format!("{field}.content"))?)
+            };
+            // OpenAI's and Axolotl's ways to say that a turn is context only.
+            let trained = turn.get("weight").and_then(Value::as_f64) != Some(0.0)
+                && turn.get("train").and_then(Value::as_bool) != Some(false);
             Ok((Message { role, content }, trained))
         })
         .collect()
 }
 
-/// `{from, value}` with the speakers that ShareGPT's files know; an own `system` field goes in front.
-fn share_gpt(row: &Map<String, Value>) -> Result<Vec<Turn>> {
-    let mut turns = Vec::new();
-    if row.get("system").is_some_and(|system| !system.is_null() && system.as_str() != Some("")) {
-        turns.push((Message::system(text(row, "system")?), false));
-    }
-    for (index, turn) in list(&row["conversations"], "conversations")?.iter().enumerate() {
-        let field = format!("conversations[{index}]");
-        let turn = object(turn, &field)?;
-        let from = string(turn.get("from"), &format!("{field}.from"))?;
-        let role = match from.as_str() {
-            "human" | "user" => "user",
-            "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
-            "system" => "system",
-            _ => bail!("`{field}.from` is `{from}`, expected `human`, `gpt` or `system`"),
+/// The role of a speaker that ShareGPT's files know.
+fn speaker(from: &str, field: &str) -> Result<&'static str> {
+    Ok(match from {
+        "human" | "user" => "user",
+        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
+        "system" => "system",
+        _ => bail!("`{field}.from` is `{from}`, expected `human`, `gpt` or `system`"),
+    })
+}
+
+/// Refuses calls of tools and their descriptions, which are not rendered: left out in silence, the model would learn to
+/// answer from nothing.
+fn no_tools(object: &Map<String, Value>, keys: &[&str], prefix: &str) -> Result<()> {
+    for key in keys {
+        let is_empty = match object.get(*key) {
+            None | Some(Value::Null) => true,
+            Some(Value::Array(list)) => list.is_empty(),
+            // Tables hold the list as a text.
+            Some(Value::String(text)) => matches!(text.trim(), "" | "[]" | "null"),
+            Some(_) => false,
         };
-        let content = string(turn.get("value"), &format!("{field}.value"))?;
-        turns.push((Message { role: role.to_owned(), content }, true));
+        if !is_empty {
+            bail!("`{prefix}{key}` holds tools, which this trainer does not render; leave the row out");
+        }
     }
+    Ok(())
+}
+
+/// The row's own `system` field, which goes in front.
+fn system(row: &Map<String, Value>) -> Result<Vec<Turn>> {
+    let is_there = row.get("system").is_some_and(|system| !system.is_null() && system.as_str() != Some(""));
+    Ok(if is_there { vec![(Message::system(text(row, "system")?), false)] } else { Vec::new() })
+}
+
+fn share_gpt(row: &Map<String, Value>) -> Result<Vec<Turn>> {
+    let mut turns = system(row)?;
+    turns.extend(messages(&row["conversations"], "conversations")?);
     Ok(turns)
 }
 
-/// Instruction and input as one user turn, a blank line between them.
+/// Instruction and input as one user turn, a blank line between them; LLaMA-Factory's `history` before it, whose answers
+/// are trained as they are there.
 fn alpaca(row: &Map<String, Value>) -> Result<Vec<Turn>> {
+    let mut turns = system(row)?;
+    if let Some(history) = row.get("history").filter(|history| !history.is_null()) {
+        let expected =
+            |field: &str, value: &Value| format!("`{field}` {}, expected a list of pairs of texts", is(Some(value)));
+        for (index, pair) in history.as_array().with_context(|| expected("history", history))?.iter().enumerate() {
+            let field = format!("history[{index}]");
+            let Some([question, answer]) = pair.as_array().map(Vec::as_slice) else { bail!(expected(&field, pair)) };
+            turns.push((Message::user(string(Some(question), &format!("{field}[0]"))?), false));
+            turns.push((Message::assistant(string(Some(answer), &format!("{field}[1]"))?), true));
+        }
+    }
     let mut question = text(row, "instruction")?;
-    let is_there = |key: &str| row.get(key).is_some_and(|value| !value.is_null() && value.as_str() != Some(""));
-    if is_there("input") {
+    if row.get("input").is_some_and(|input| !input.is_null() && input.as_str() != Some("")) {
         question.push_str("\n\n");
         question.push_str(&text(row, "input")?);
-    }
-    let mut turns = Vec::new();
-    if is_there("system") {
-        turns.push((Message::system(text(row, "system")?), false));
     }
     turns.push((Message::user(question), false));
     turns.push((Message::assistant(text(row, "output")?), true));
@@ -288,6 +323,42 @@ mod tests {
     }
 
     #[test]
+    fn odd_forms_that_other_trainers_take_are_read_as_they_are_there() -> Result<()> {
+        let wanted = [turn("system", "s", true), turn("user", "q", true), turn("assistant", "a", true)];
+        // The keys of one format under the name of the other, as Axolotl maps them.
+        let turns_of_roles = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"}]);
+        assert_eq!(turns(json!({"conversations": turns_of_roles}))?, wanted);
+        let speakers = json!([{"from": "system", "value": "s"}, {"from": "human", "value": "q"},
+            {"from": "gpt", "value": "a"}]);
+        assert_eq!(turns(json!({"messages": speakers}))?, wanted);
+        // A system field of the row's own, and columns that say that there are no tools.
+        let found = turns(json!({"conversations": speakers.as_array().map(|turns| &turns[1..]), "system": "s",
+            "tools": "[]", "id": 7}))?;
+        assert_eq!(found, [turn("system", "s", false), turn("user", "q", true), turn("assistant", "a", true)]);
+        let plain = json!([{"role": "user", "content": "q", "tool_calls": null, "name": null},
+            {"role": "assistant", "content": "a", "tool_calls": []}]);
+        assert_eq!(turns(json!({"messages": plain, "tools": null}))?, wanted[1..]);
+        // Axolotl's mark of a turn that is context only; several turns of one speaker, and the assistant first.
+        let marked = json!([{"from": "gpt", "value": "1", "train": false}, {"from": "human", "value": "2"},
+            {"from": "human", "value": "3"}, {"from": "gpt", "value": "4", "train": true, "weight": 1.0}]);
+        let found = turns(json!({"conversations": marked}))?;
+        assert_eq!(found.iter().map(|turn| turn.2).collect::<Vec<_>>(), [false, true, true, true]);
+        // LLaMA-Factory's history; an input that is null or missing.
+        let found = turns(json!({"instruction": "3", "input": null, "output": "4", "history": [["1", "2"]]}))?;
+        let wanted = [("user", "1", false), ("assistant", "2", true), ("user", "3", false), ("assistant", "4", true)];
+        assert_eq!(found, wanted.map(|(role, content, trained)| turn(role, content, trained)));
+        assert_eq!(turns(json!({"instruction": "3", "output": "4", "history": []}))?, wanted_last(&found));
+        // An empty system field is none.
+        assert_eq!(turns(json!({"instruction": "3", "output": "4", "system": ""}))?, wanted_last(&found));
+        Ok(())
+    }
+
+    fn wanted_last(turns: &[(String, String, bool)]) -> Vec<(String, String, bool)> {
+        turns[turns.len() - 2..].to_vec()
+    }
+
+    #[test]
     fn a_wrong_field_is_named_with_what_it_holds() {
         for (row, expected) in [
             (json!({"messages": "hello"}), "`messages` is a text, expected a list of turns"),
@@ -300,6 +371,21 @@ mod tests {
                 "`messages[0].content[0].type` is `image`",
             ),
             (json!({"conversations": [{"from": "tool", "value": "x"}]}), "`conversations[0].from` is `tool`"),
+            (json!({"conversations": [{"from": "gpt", "text": "x"}]}), "`conversations[0].value` is missing"),
+            (json!({"conversations": [{"value": "x"}]}), "`conversations[0].from` is missing"),
+            (
+                json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": 1}]}]}),
+                "`messages[0].tool_calls` holds tools",
+            ),
+            (
+                json!({"conversations": [{"from": "human", "value": "x"}], "tools": "[{\"name\": \"f\"}]"}),
+                "`tools` holds tools",
+            ),
+            (
+                json!({"instruction": "i", "output": "o", "history": [["a"]]}),
+                "`history[0]` is a list, expected a list of pairs",
+            ),
+            (json!({"instruction": "i", "output": "o", "history": [["a", 2]]}), "`history[0][1]` is a number"),
             (json!({"prompt": "p", "completion": 1}), "`completion` is a number, expected a text"),
             (json!({"instruction": "i", "output": ["a"]}), "`output` is a list, expected a text"),
             (json!({"text": 5}), "`text` is a number"),

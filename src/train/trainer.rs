@@ -1,6 +1,6 @@
 //! The training loop.
 
-use std::{path::Path, time::Instant};
+use std::{fs::File, path::Path, time::Instant};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{
     Job,
+    accumulate::{Pass, accumulate},
     checkpoint::{self, TrainerState},
     dataset::{self, Dataset},
     forecast::{Forecast, available_bytes, flops_per_token, measured_flops},
@@ -15,6 +16,7 @@ use super::{
     optimizer::Optimizer,
     output::{self, TrainResults},
     plan::{Plan, micro_batches},
+    samples::Samples,
     schedule::Schedule,
     target::Target,
 };
@@ -23,7 +25,7 @@ use crate::{
     config::{TrainConfig, TrainInit, TrainMethod},
     error::usage,
     interrupt,
-    model::{Adapter, Decoder, DecoderConfig, StepOptions, train_step},
+    model::{Adapter, Decoder, DecoderConfig, Microbatch, StepOptions, bytes_of, for_pieces, train_step},
     model_dir, seed,
     tokenizer::Tokenizer,
 };
@@ -42,6 +44,8 @@ pub struct Prepared {
     pub forecast: Forecast,
     /// Hash of model, data and settings.
     pub run_hash: String,
+    /// Of the training rows' file, and of the validation rows'.
+    pub data_hashes: Vec<String>,
 }
 
 /// Loads model, tokenizer and rows.
@@ -69,26 +73,26 @@ pub fn prepare(job: &Job, device: &Device) -> Result<Prepared> {
         max_length,
         assistant_only_loss: settings.assistant_only_loss,
     };
-    let data = dataset::read(&job.data, &encoding)?;
-    let valid = job.valid.as_deref().map(|path| dataset::read(path, &encoding)).transpose()?;
+    let data = dataset::read(&job.data, &encoding, &job.output)?;
+    let valid = job.valid.as_deref().map(|path| dataset::read(path, &encoding, &job.output)).transpose()?;
     tracing::info!(
         "{} rows, {} tokens, {} of them trained; {} cut at {max_length} tokens, {} without a trained token left out",
-        data.examples.len(),
+        data.len(),
         data.num_tokens(),
         data.num_trained_tokens(),
         data.num_truncated,
         data.num_without_target,
     );
-    let longest = data.examples.iter().map(|example| example.token_ids.len()).max().unwrap_or(0);
-    let longest = if settings.packing { max_length } else { longest };
+    let longest = if settings.packing { max_length } else { data.longest() };
     let forecast = Forecast::new(&model.config, settings, longest)?;
     tracing::info!("memory: about {}", forecast.text());
     if let Some(available) = available_bytes() {
         // The weights are loaded already.
         forecast.check(available + model.bytes(), &model.config, settings, longest)?;
     }
-    let run_hash = run_hash(job, &model)?;
-    Ok(Prepared { model, tokenizer, template, directory, data, valid, max_length, forecast, run_hash })
+    let data_hashes = data_hashes(job)?;
+    let run_hash = run_hash(job, &model, &data_hashes)?;
+    Ok(Prepared { model, tokenizer, template, directory, data, valid, max_length, forecast, run_hash, data_hashes })
 }
 
 /// The template that conversations are rendered with: the configured file, else the model's own, else the plain one.
@@ -109,20 +113,32 @@ pub fn chat_template(file: &Path, directory: &Path, tokenizer: &Tokenizer) -> Re
     }
 }
 
-fn run_hash(job: &Job, model: &Decoder) -> Result<String> {
+fn run_hash(job: &Job, model: &Decoder, data_hashes: &[String]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&serde_json::to_vec(&(job.config.seed, &job.config.train))?);
     hasher.update(&serde_json::to_vec(&model.config.raw)?);
-    for value in glan_kernels::to_vec(&model.weights.arena)? {
-        hasher.update(&value.to_le_bytes());
-    }
+    for_pieces(&model.weights.arena, |values| {
+        hasher.update(&bytes_of(values, safetensors::Dtype::F32));
+        Ok(())
+    })?;
     for blocks in model.weights.blocks() {
         blocks.contents(|bytes| _ = hasher.update(bytes));
     }
-    for path in std::iter::once(&job.data).chain(&job.valid) {
-        hasher.update(&std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?);
-    }
+    data_hashes.iter().for_each(|hash| {
+        hasher.update(hash.as_bytes());
+    });
     Ok(hasher.finalize().to_hex()[..16].to_owned())
+}
+
+/// BLAKE3 hashes of the files of rows.
+fn data_hashes(job: &Job) -> Result<Vec<String>> {
+    let hash = |path: &std::path::PathBuf| {
+        let unreadable = || format!("cannot read `{}`", path.display());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(path).with_context(unreadable)?).with_context(unreadable)?;
+        Ok(hasher.finalize().to_hex().to_string())
+    };
+    std::iter::once(&job.data).chain(&job.valid).map(hash).collect()
 }
 
 /// Trains from the newest checkpoint (or the start) to the end, and writes the student.
@@ -161,11 +177,11 @@ pub fn dry_run(job: &Job, prepared: &Prepared) -> Result<DryRun> {
     let target = Target::new(&prepared.model, settings, job.config.seed)?;
     let rows = plan.batch_rows(job.config.seed, 0, &mut (0, Vec::new()));
     let batches = micro_batches(&prepared.data, &rows, settings.max_tokens_per_micro_batch);
-    let batch = batches.first().context("a step has at least one row")?;
+    let batch = batches.first().context("a step has at least one row")?.load(&prepared.data)?;
     let mut took = f64::INFINITY;
     for _ in 0..2 {
         let begun = Instant::now();
-        train_step(&prepared.model, batch, 1.0, target.trained(), &step_options(settings, 0))?;
+        train_step(&prepared.model, &batch, 1.0, target.trained(), &step_options(settings, 0))?;
         took = took.min(begun.elapsed().as_secs_f64());
     }
     let tokens_per_second = batch.token_ids.len() as f64 / took;
@@ -174,7 +190,7 @@ pub fn dry_run(job: &Job, prepared: &Prepared) -> Result<DryRun> {
     Ok(DryRun {
         memory: prepared.forecast.clone(),
         steps: plan.total_steps,
-        rows: prepared.data.examples.len(),
+        rows: prepared.data.len(),
         tokens_per_epoch,
         trained_tokens_per_epoch: prepared.data.num_trained_tokens(),
         tokens,
@@ -192,6 +208,23 @@ fn step_options(settings: &TrainConfig, noise_key: u64) -> StepOptions {
     }
 }
 
+/// A step's passes over the model.
+struct ModelPass<'a> {
+    model: &'a Decoder,
+    target: &'a Target,
+    options: StepOptions,
+}
+
+impl Pass for ModelPass<'_> {
+    fn run(&mut self, batch: &Microbatch, weight: f64) -> Result<f64> {
+        train_step(self.model, batch, weight, self.target.trained(), &self.options)
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        Ok(glan_kernels::fill_zero(self.target.gradients())?)
+    }
+}
+
 /// A run on its way.
 struct Run<'a> {
     job: &'a Job<'a>,
@@ -203,6 +236,7 @@ struct Run<'a> {
     schedule: Schedule,
     state: TrainerState,
     monitor: Monitor,
+    samples: Option<Samples>,
 }
 
 impl<'a> Run<'a> {
@@ -210,18 +244,32 @@ impl<'a> Run<'a> {
         let settings = &job.config.train;
         let plan = Plan::new(&prepared.data, settings, prepared.max_length);
         let mut optimizer = Optimizer::new(target.layout(&prepared.model), settings.optimizer)?;
-        let mut state = TrainerState { run_hash: prepared.run_hash.clone(), ..TrainerState::default() };
-        if let Some((found, arena)) = checkpoint::resume(&job.output, &mut optimizer, &prepared.run_hash)? {
+        let mut state = TrainerState {
+            run_hash: prepared.run_hash.clone(),
+            max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
+            ..TrainerState::default()
+        };
+        let needs_best = settings.load_best_model_at_end;
+        if let Some((found, arena)) = checkpoint::resume(&job.output, &mut optimizer, &prepared.run_hash, needs_best)? {
             tracing::info!("resuming at step {} of {}", found.global_step, plan.total_steps);
             target.restore(&mut prepared.model, arena)?;
             state = found;
         }
-        let length = prepared.data.num_tokens() / prepared.data.examples.len().max(1);
+        let length = prepared.data.num_tokens() / prepared.data.len().max(1);
         let adapter = target.adapter().map_or(0, Adapter::num_parameters);
         let flops = (flops_per_token(&prepared.model.config, length, adapter), measured_flops()?);
         let monitor = Monitor::new(&job.output, settings, state.global_step, plan.total_steps, Some(flops))?;
         let schedule = Schedule::new(settings, plan.total_steps);
-        Ok(Self { job, settings, prepared, target, optimizer, plan, schedule, state, monitor })
+        let samples = Samples::new(
+            &job.output,
+            settings,
+            state.global_step,
+            &prepared.tokenizer,
+            prepared.template.as_ref().filter(|_| prepared.data.has_messages),
+            prepared.valid.as_ref(),
+            output::eos_token_ids(&prepared),
+        )?;
+        Ok(Self { job, settings, prepared, target, optimizer, plan, schedule, state, monitor, samples })
     }
 
     fn steps(&mut self) -> Result<()> {
@@ -230,11 +278,12 @@ impl<'a> Run<'a> {
             self.step(&mut order)?;
             let step = self.state.global_step;
             let last = step == self.plan.total_steps;
+            let mut due = self.settings.save_steps > 0 && step.is_multiple_of(self.settings.save_steps);
             if self.settings.eval_steps > 0 && !last && step.is_multiple_of(self.settings.eval_steps) {
                 self.evaluate()?;
+                due |= self.settings.load_best_model_at_end && self.is_best();
             }
             let stop = interrupt::check();
-            let due = self.settings.save_steps > 0 && step.is_multiple_of(self.settings.save_steps);
             if !last && (due || stop.is_err()) {
                 self.save()?;
             }
@@ -245,7 +294,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn step(&mut self, order: &mut (usize, Vec<usize>)) -> Result<()> {
+    fn step(&mut self, order: &mut (usize, Vec<u32>)) -> Result<()> {
         let begun = Instant::now();
         let learning_rate = self.schedule.learning_rate(self.state.global_step);
         let rows = self.plan.batch_rows(self.job.config.seed, self.state.global_step, order);
@@ -264,28 +313,27 @@ impl<'a> Run<'a> {
         self.monitor.step(&self.state, &metrics, writes)
     }
 
-    /// Adds the gradients of one batch, micro-batch by micro-batch; returns the mean loss of its trained tokens and its
-    /// number of tokens.
-    fn accumulate(&self, rows: &[usize]) -> Result<(f64, usize)> {
-        let batches = micro_batches(&self.prepared.data, rows, self.settings.max_tokens_per_micro_batch);
-        let trained: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        let weight = 1.0 / trained as f64;
+    /// Adds the gradients of one batch; returns the mean loss of its trained tokens and its number of tokens.
+    fn accumulate(&mut self, rows: &[usize]) -> Result<(f64, usize)> {
         let step = self.state.global_step.to_string();
         let options = step_options(self.settings, seed::derive(self.job.config.seed, "noise", &step));
-        let mut loss = 0.0;
-        for batch in &batches {
-            loss += train_step(&self.prepared.model, batch, weight, self.target.trained(), &options)?;
-        }
-        Ok((loss, batches.iter().map(|batch| batch.token_ids.len()).sum()))
+        let (data, model) = (&self.prepared.data, &self.prepared.model);
+        let mut pass = ModelPass { model, target: &self.target, options };
+        let loss = accumulate(&mut pass, data, rows, &mut self.state.max_tokens_per_micro_batch)?;
+        Ok((loss, rows.iter().map(|&row| data.row_tokens(row)).sum()))
     }
 
-    /// Measures the validation loss, where there are rows for it, and keeps the best weights where that is asked for.
+    /// Lets the student answer the fixed prompts, and measures the validation loss where there are rows for it.
     fn evaluate(&mut self) -> Result<Option<f64>> {
+        if let Some(samples) = &mut self.samples {
+            let prepared = &self.prepared;
+            samples.write(self.state.global_step, &prepared.model, self.target.adapter(), &prepared.tokenizer)?;
+        }
         let Some(valid) = &self.prepared.valid else { return Ok(None) };
-        let rows: Vec<usize> = (0..valid.examples.len()).collect();
+        let rows: Vec<usize> = (0..valid.len()).collect();
         let mut sum = 0.0;
-        for batch in micro_batches(valid, &rows, self.settings.max_tokens_per_micro_batch) {
-            sum += self.target.evaluate(&self.prepared.model, &batch)?;
+        for batch in micro_batches(valid, &rows, self.state.max_tokens_per_micro_batch) {
+            sum += self.target.evaluate(&self.prepared.model, &batch.load(valid)?)?;
         }
         let eval_loss = sum / valid.num_trained_tokens() as f64;
         self.monitor.evaluation(&self.state, eval_loss)?;
@@ -293,13 +341,15 @@ impl<'a> Run<'a> {
         if self.state.best.is_none_or(|(best, _)| eval_loss < best) {
             self.state.best = Some((eval_loss, self.state.global_step));
             self.state.evaluations_without_improvement = 0;
-            if self.settings.load_best_model_at_end {
-                self.save()?;
-            }
         } else {
             self.state.evaluations_without_improvement += 1;
         }
         Ok(Some(eval_loss))
+    }
+
+    /// Whether no validation loss was lower than the one of this step.
+    fn is_best(&self) -> bool {
+        self.state.best.is_some_and(|(_, step)| step == self.state.global_step)
     }
 
     fn ends_early(&self) -> bool {
@@ -341,12 +391,14 @@ impl<'a> Run<'a> {
             train_loss: self.state.loss_sum / self.state.global_step.max(1) as f64,
             eval_loss,
             best_step,
-            num_rows: self.prepared.data.examples.len(),
+            num_rows: self.prepared.data.len(),
             num_truncated: self.prepared.data.num_truncated,
             num_without_target: self.prepared.data.num_without_target,
             num_input_tokens_seen: self.state.num_input_tokens_seen,
             run_hash: self.prepared.run_hash.clone(),
         };
+        // Two moments of every parameter, which the copies that are compared below may need.
+        drop(self.optimizer);
         output::write(self.job, &self.prepared, &self.target, &results)?;
         checkpoint::remove_all(&self.job.output)?;
         tracing::info!(

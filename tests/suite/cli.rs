@@ -2,9 +2,9 @@
 
 use super::support::glan;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "run", "generate", "curate", "train", "evaluate", "report", "improve", "complete", "score", "serve", "chat",
-    "inspect", "export", "fetch", "bench", "doctor",
+    "inspect", "export", "fetch", "bench", "doctor", "selftest",
 ];
 
 #[test]

@@ -44,6 +44,11 @@ pub enum Quantization {
 }
 
 impl Quantization {
+    /// The word that names it on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
     /// llama.cpp's number of this mixture, `general.file_type`.
     fn file_type(self) -> u32 {
         match self {
