@@ -34,7 +34,7 @@ fn find(data_dir: &Path, name: &str) -> Result<Place> {
     let plain = data_dir.join(name);
     let gzipped = data_dir.join(format!("{name}.gz"));
     let has_folder = !data_dir.as_os_str().is_empty();
-    if let Some(path) = [&plain, &gzipped].into_iter().find(|path| has_folder && path.is_file()) {
+    if let Some(path) = [&plain, &gzipped].into_iter().find(|path| path.is_file()) {
         return Ok(Place::Folder(path.clone()));
     }
     if let Some((_, text)) = BUNDLED.iter().find(|(bundled, _)| *bundled == name) {

@@ -22,6 +22,7 @@ const GROUND: [&str; 14] = [
     "model_dir",
     "records",
     "requests",
+    "row_source",
     "run_dir",
     "seed",
     "telemetry",

@@ -11,7 +11,7 @@ use super::support::{Outcome, glan, glan_command, root};
 
 /// What every run below has.
 const SETTINGS: [&str; 6] = [
-    "train.max_steps=60",
+    "train.max_steps=160",
     "train.learning_rate=5e-3",
     "train.train_batch_size=4",
     "train.save_steps=4",
@@ -155,9 +155,10 @@ fn every_way_of_training_ends_with_the_same_bytes_after_kills_at_several_points(
         let killed = format!("{name}-killed");
         // In the middle of writing a checkpoint; between two; again later; while the student is written.
         let is_writing = |path: &Path| path.join(".checkpoint-8.partial").exists() && has_checkpoint(4)(path);
-        kill_when(folder, &killed, settings, is_writing);
-        assert!(kill_when(folder, &killed, settings, has_checkpoint(12)), "{name}: killed at a third");
-        assert!(kill_when(folder, &killed, settings, has_checkpoint(36)), "{name}: killed behind the middle");
+        let first = |path: &Path| is_writing(path) || has_checkpoint(8)(path);
+        assert!(kill_when(folder, &killed, settings, first), "{name}: killed at its first checkpoints");
+        assert!(kill_when(folder, &killed, settings, has_checkpoint(12)), "{name}: killed again soon");
+        assert!(kill_when(folder, &killed, settings, has_checkpoint(80)), "{name}: killed in the middle");
         kill_when(folder, &killed, settings, |path| path.join("student/config.json").exists());
         let resumed = train(folder, &killed, settings).expect_code(0);
         assert!(resumed.stderr.contains("resuming at step") || resumed.stderr.contains("finished already"));
@@ -227,14 +228,14 @@ fn the_newest_checkpoints_and_the_best_are_kept_and_a_damaged_best_is_made_again
     write_rows(folder);
     // A rate this high makes the validation loss rise early, for good.
     let settings = [
-        "train.learning_rate=0.3",
+        "train.learning_rate=1",
         "train.lr_scheduler_type=constant",
         "train.max_grad_norm=0",
         "train.eval_steps=1",
         "train.save_steps=5",
         "train.save_total_limit=2",
         "train.load_best_model_at_end=true",
-        "train.early_stopping_patience=24",
+        "train.early_stopping_patience=60",
     ];
     train(folder, "whole", &settings).expect_code(0).expect_stderr(&["stopped after step"]);
     let results: serde_json::Value = glan::records::read_json(&folder.join("whole/train_results.json")).unwrap();
