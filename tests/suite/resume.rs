@@ -242,7 +242,8 @@ fn the_newest_checkpoints_and_the_best_are_kept_and_a_damaged_best_is_made_again
     let best = results["best_step"].as_u64().unwrap() as usize;
     assert!(kill_when(folder, "killed", &settings, has_checkpoint(best + 20)));
     let found = steps(&folder.join("killed"));
-    assert!(found[0] == best && found.len() == 3, "best {best}, found {found:?}");
+    // Four where the kill came before the oldest was removed.
+    assert!(found[0] == best && (3..=4).contains(&found.len()), "best {best}, found {found:?}");
     assert!(found[1] > best + 10 && found.iter().skip(1).all(|step| step % 5 == 0), "{found:?}");
     let model = folder.join(format!("killed/checkpoint-{best}/model.safetensors"));
     fs::write(&model, &fs::read(&model).unwrap()[1..]).unwrap();

@@ -59,7 +59,7 @@ fn samples_are_written_at_every_evaluation_and_change_nothing() {
     let folder = folder.path();
     write_rows(folder);
     let settings = |more: &[&'static str]| {
-        let base = ["train.eval_steps=20", "train.method=lora", "train.lora_dropout=0.1"];
+        let base = ["train.max_steps=60", "train.eval_steps=20", "train.method=lora", "train.lora_dropout=0.1"];
         [&base[..], more].concat()
     };
     train(folder, "without", &settings(&["train.num_samples=0"])).expect_code(0);
