@@ -63,6 +63,19 @@ pub fn locate(data_dir: &Path, name: &str) -> Result<PathBuf> {
     })
 }
 
+/// The first of `names` that lies in the data folder, else the first that is anywhere: what a user put into the folder is
+/// not passed over for a cache.
+pub fn nearest<'a>(data_dir: &Path, names: &[&'a str]) -> Option<&'a str> {
+    let found = |in_folder: bool| {
+        names.iter().copied().find(|name| match find(data_dir, name) {
+            Ok(Place::Folder(_)) => true,
+            Ok(_) => !in_folder,
+            Err(_) => false,
+        })
+    };
+    found(true).or_else(|| found(false))
+}
+
 /// The text of a benchmark file, unpacked.
 pub fn read_text(data_dir: &Path, name: &str) -> Result<String> {
     let path = match find(data_dir, name)? {
@@ -232,6 +245,25 @@ mod tests {
         let expected = expected.map(|(line, fields)| (line, fields.into_iter().map(str::to_owned).collect::<Vec<_>>()));
         assert_eq!(table_records(text, ','), expected);
         assert_eq!(table_records("a\t\"b\n", '\t'), [(1, vec!["a".to_owned(), "\"b".to_owned()])]);
+    }
+
+    #[test]
+    fn a_file_of_the_folder_goes_before_one_of_a_cache() -> Result<()> {
+        let names = ["hellaswag/hellaswag_val.jsonl", "hellaswag/hellaswag_val_1000.jsonl"];
+        let folder = tempfile::tempdir()?;
+        let put = |path: &str| -> Result<()> {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().context("it lies in a folder")?)?;
+            Ok(std::fs::write(path, "{}\n")?)
+        };
+        put("hub/datasets--Rowan--hellaswag/snapshots/a/data/validation-00000-of-00001.jsonl")?;
+        assert_eq!(nearest(folder.path(), &names), Some(names[0]), "from the cache");
+        put(names[1])?;
+        assert_eq!(nearest(folder.path(), &names), Some(names[1]));
+        put(names[0])?;
+        assert_eq!(nearest(folder.path(), &names), Some(names[0]));
+        assert_eq!(nearest(folder.path(), &["unknown/test.jsonl"]), None);
+        Ok(())
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn hellaswag() -> Box<dyn Task> {
         })
     };
     Definition::multiple_choice("hellaswag", 1.0, move |data_dir, _| {
-        let name = HELLASWAG.into_iter().find(|name| data::locate(data_dir, name).is_ok()).unwrap_or(HELLASWAG[1]);
+        let name = data::nearest(data_dir, &HELLASWAG).unwrap_or(HELLASWAG[1]);
         let documents = data::documents(data::read_rows(data_dir, name)?, name, &document)?;
         Ok(Split { documents, fewshot_pool: Vec::new() })
     })
