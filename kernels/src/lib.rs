@@ -18,6 +18,7 @@ pub mod attention;
 pub mod bf16;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod log_softmax;
 pub mod lora;
 pub mod matmul;
 pub mod minhash;

@@ -41,6 +41,10 @@ pub struct BlockPool {
     first_free: u32,
     last_free: u32,
     num_free: usize,
+    /// The one of them that holds something and was left longest ago, and how many hold something. All behind it do.
+    first_idle: u32,
+    num_idle: usize,
+    max_idle: usize,
     by_hash: HashMap<BlockHash, u32>,
     /// The same blocks by how they begin.
     parts: PartIndex,
@@ -59,12 +63,21 @@ impl BlockPool {
             first_free: NONE,
             last_free: NONE,
             num_free: 0,
+            first_idle: NONE,
+            num_idle: 0,
+            max_idle: usize::MAX,
             by_hash: HashMap::new(),
-            parts: PartIndex::new(num_blocks, block_size),
+            parts: PartIndex::new(num_blocks),
             block_size,
         };
         (0..num).for_each(|block| pool.link_last(block));
         pool
+    }
+
+    /// Lets at most so many free blocks keep what they hold; the others are used again before any that never was, so that
+    /// memory that the system has not given yet stays with it.
+    pub fn keep_idle(&mut self, max_idle: usize) {
+        self.max_idle = max_idle;
     }
 
     /// Tokens per block (`Z`).
@@ -172,10 +185,24 @@ impl BlockPool {
         debug_assert!(known.is_none_or(|known| known == hash), "block {block} was overwritten while it was known");
     }
 
+    /// Says what the first tokens of a block that is not full will be after this step: `token_ids` (`[< Z]`) behind the
+    /// block `parent`. They stay so until [`BlockPool::forget_from`].
+    pub fn remember_part(&mut self, block: u32, parent: Option<BlockHash>, token_ids: &[u32]) {
+        debug_assert!(self.blocks[block as usize].hash.is_none(), "block {block} is known as a full one");
+        self.parts.insert(block, parent, token_ids);
+    }
+
     /// Forgets what a block holds, because it is about to be overwritten.
     pub fn forget(&mut self, block: u32) {
+        self.forget_from(block, 0);
+    }
+
+    /// The same where it is overwritten from its token `first` on: what is known of fewer tokens stays true.
+    pub fn forget_from(&mut self, block: u32, first: usize) {
         if let Some(hash) = self.blocks[block as usize].hash.take() {
             self.by_hash.remove(&hash);
+        }
+        if self.parts.num_tokens(block) > first {
             self.parts.remove(block);
         }
     }
@@ -184,6 +211,7 @@ impl BlockPool {
     pub fn forget_all(&mut self) {
         self.by_hash.clear();
         self.parts.clear();
+        (self.first_idle, self.num_idle) = (NONE, 0);
         self.blocks.iter_mut().for_each(|block| block.hash = None);
     }
 
@@ -201,10 +229,19 @@ impl BlockPool {
         if state.num_owners > 0 {
             return;
         }
-        if state.hash.is_some() {
-            self.link_last(block);
-        } else {
-            self.link_first(block);
+        if self.parts.num_tokens(block) == 0 {
+            return self.link_first(block);
+        }
+        self.link_last(block);
+        self.num_idle += 1;
+        if self.first_idle == NONE {
+            self.first_idle = block;
+        }
+        if self.num_idle > self.max_idle {
+            let oldest = self.first_idle;
+            self.unlink(oldest);
+            self.forget(oldest);
+            self.link_first(oldest);
         }
     }
 
@@ -244,6 +281,12 @@ impl BlockPool {
 
     fn unlink(&mut self, block: u32) {
         let Block { previous, next, .. } = self.blocks[block as usize];
+        if self.parts.num_tokens(block) > 0 {
+            self.num_idle -= 1;
+            if self.first_idle == block {
+                self.first_idle = next;
+            }
+        }
         match previous {
             NONE => self.first_free = next,
             previous => self.blocks[previous as usize].next = next,
@@ -345,14 +388,20 @@ mod tests {
     struct Model {
         contents: BTreeMap<u32, u32>,
         free: VecDeque<u32>,
+        max_idle: usize,
     }
 
     impl Model {
         fn freed(&mut self, block: u32) {
-            if self.contents.contains_key(&block) {
-                self.free.push_back(block);
-            } else {
-                self.free.push_front(block);
+            if !self.contents.contains_key(&block) {
+                return self.free.push_front(block);
+            }
+            self.free.push_back(block);
+            let mut idle = (0..self.free.len()).filter(|&at| self.contents.contains_key(&self.free[at]));
+            if let (Some(oldest), true) = (idle.next(), idle.count() + 1 > self.max_idle) {
+                let oldest = self.free.remove(oldest).unwrap();
+                self.contents.remove(&oldest);
+                self.free.push_front(oldest);
             }
         }
 
@@ -372,10 +421,12 @@ mod tests {
         fn the_pool_does_what_a_slow_model_of_it_does(
             num_blocks in 1usize..24,
             block_size in 1usize..5,
+            max_idle in prop_oneof![Just(usize::MAX), 0usize..9],
             operations in prop::collection::vec(operation(), 0..200),
         ) {
             let mut pool = BlockPool::new(num_blocks, block_size);
-            let mut model = Model { free: (0..num_blocks as u32).collect(), ..Model::default() };
+            pool.keep_idle(max_idle);
+            let mut model = Model { free: (0..num_blocks as u32).collect(), max_idle, ..Model::default() };
             let mut tables: Vec<Vec<u32>> = vec![Vec::new(); 5];
             let owners = |tables: &[Vec<u32>], block: u32| tables.iter().flatten().filter(|&&it| it == block).count();
             for operation in operations {

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use proptest::prelude::*;
 
 use super::{
-    sampler::{LogSoftmax, Sampler, argmax},
+    sampler::{Sampler, score_row},
     test_support::{EOS, Toy, ToyModel, ToyRunner},
     *,
 };
@@ -132,10 +132,9 @@ proptest! {
             whole.drain(..whole.len().saturating_sub(toy.max_model_len + 1));
             let first = whole.len() - continuation.len();
             let rows: Vec<Vec<f32>> = (first..whole.len()).map(|end| model.logits(&whole[..end])).collect();
-            let logprobs: Vec<f32> =
-                rows.iter().zip(continuation).map(|(row, &id)| LogSoftmax::of(row).at(row[id as usize])).collect();
-            let is_greedy = rows.iter().zip(continuation).all(|(row, &id)| argmax(row) == id as usize);
-            expected.push((logprobs, is_greedy));
+            let scores = rows.iter().zip(continuation).map(|(row, &id)| score_row(row, id).unwrap());
+            let (logprobs, are_greedy): (Vec<f32>, Vec<bool>) = scores.unzip();
+            expected.push((logprobs, are_greedy.into_iter().all(|it| it)));
         }
         let requests = work.into_iter().enumerate().map(|(id, (context_token_ids, continuation_token_ids))| {
             ScoreRequest { id: id.to_string(), context_token_ids, continuation_token_ids }

@@ -77,7 +77,9 @@ pub struct Load {
 
 impl<R: Runner> Live<R> {
     /// Takes an idle engine.
-    pub fn new(engine: Engine<R>) -> Self {
+    pub fn new(mut engine: Engine<R>) -> Self {
+        // Nobody knows what comes next: a conversation may go on after an hour.
+        engine.scheduler.keep_idle(usize::MAX);
         debug_assert!(engine.scheduler.is_idle(), "the sequences of another loop would have nobody to tell");
         Self { engine, told: HashMap::new(), prompt_tokens: 0, generation_tokens: 0 }
     }

@@ -11,6 +11,7 @@
 mod admission;
 pub mod batch;
 pub mod block_pool;
+mod cached;
 pub mod generation;
 pub mod grammar;
 pub mod grammar_cache;
@@ -71,6 +72,10 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
+/// Tokens of finished sequences that are kept in the cache, or as many as the longest sequence has. Offline, requests come in
+/// an order in which equal beginnings meet, so more would only take memory; [`live`] keeps what there is room for.
+const IDLE_TOKENS: usize = 8192;
+
 /// Rows of logits of one step at most, unless there are more seats: at 150,000 tokens of vocabulary these are 300 MB.
 const MAX_LOGIT_ROWS: usize = 512;
 
@@ -111,6 +116,8 @@ pub struct Engine<R> {
     /// Whether requests are also put in an order in which equal beginnings meet.
     enable_prefix_caching: bool,
     next_sequence_id: u64,
+    /// Those of the last step; kept for their memory.
+    logits: Vec<f32>,
     times: StepTimes,
 }
 
@@ -148,7 +155,8 @@ impl<R: Runner> Engine<R> {
             max_logit_rows: MAX_LOGIT_ROWS.max(config.max_num_seqs),
             enable_prefix_caching: config.enable_prefix_caching,
         };
-        let pool = BlockPool::new(runner.num_blocks(), runner.block_size());
+        let mut pool = BlockPool::new(runner.num_blocks(), runner.block_size());
+        pool.keep_idle(pool.blocks_for(IDLE_TOKENS.max(parts.max_model_len)));
         let max_model_len = parts.max_model_len.min(runner.num_blocks() * runner.block_size());
         Self {
             runner,
@@ -161,6 +169,7 @@ impl<R: Runner> Engine<R> {
             max_model_len,
             enable_prefix_caching: config.enable_prefix_caching,
             next_sequence_id: 0,
+            logits: Vec::new(),
             times: StepTimes::default(),
         }
     }
@@ -248,11 +257,13 @@ impl<R: Runner> Engine<R> {
         }
         let is_scheduled = Instant::now();
         self.runner.copy_blocks(self.scheduler.copies())?;
-        let logits = self.forward_beside_masks(&batch)?;
+        let mut logits = std::mem::take(&mut self.logits);
+        self.forward_beside_masks(&batch, &mut logits)?;
         let num_logits = batch.logit_rows.len() * self.runner.vocab_size();
         ensure!(logits.len() == num_logits, "the model returned {} logits instead of {num_logits}", logits.len());
         let is_computed = Instant::now();
         self.advance(&scheduled, &logits);
+        self.logits = logits;
         self.times.schedule += is_scheduled - start;
         self.times.forward += is_computed - is_scheduled;
         self.times.sample += is_computed.elapsed();
@@ -260,7 +271,7 @@ impl<R: Runner> Engine<R> {
     }
 
     /// The forward pass; meanwhile whatever threads it leaves idle find out which tokens the constraints allow next.
-    fn forward_beside_masks(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {
+    fn forward_beside_masks(&mut self, batch: &PagedBatch, logits: &mut Vec<f32>) -> Result<()> {
         let Self { runner, scheduler, .. } = self;
         let tasks = scheduler.running_mut().iter_mut().map(|sequence| &mut sequence.task);
         let constrained: Vec<&mut Generation> = tasks
@@ -270,10 +281,10 @@ impl<R: Runner> Engine<R> {
             })
             .collect();
         if constrained.is_empty() {
-            return runner.forward(batch);
+            return runner.forward(batch, logits);
         }
         let masks = || constrained.into_par_iter().with_max_len(1).for_each(Generation::prepare_mask);
-        rayon::join(|| runner.forward(batch), masks).0
+        rayon::join(|| runner.forward(batch, logits), masks).0
     }
 
     /// Hands every sequence its rows of logits; in parallel, since no sequence looks at another.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{
     engine_tests::naive,
     grammar::{Grammar, GrammarFactory},
-    sampler::{LogSoftmax, Sampler, argmax},
+    sampler::{Sampler, score_row},
     test_support::{EOS, Toy, ToyModel, ToyRunner},
     *,
 };
@@ -113,8 +113,9 @@ fn expected_answer(model: ToyModel, request: &Request, index: usize, max_model_l
 fn expected_score(model: ToyModel, context: &[u32], continuation: &[u32]) -> (Vec<f32>, bool) {
     let whole = [context, continuation].concat();
     let rows: Vec<Vec<f32>> = (context.len()..whole.len()).map(|end| model.logits(&whole[..end])).collect();
-    let logprobs = rows.iter().zip(continuation).map(|(row, &id)| LogSoftmax::of(row).at(row[id as usize])).collect();
-    (logprobs, rows.iter().zip(continuation).all(|(row, &id)| argmax(row) == id as usize))
+    let scores = rows.iter().zip(continuation).map(|(row, &id)| score_row(row, id).unwrap());
+    let (logprobs, are_greedy): (Vec<f32>, Vec<bool>) = scores.unzip();
+    (logprobs, are_greedy.into_iter().all(|it| it))
 }
 
 /// A load on its way through an engine.

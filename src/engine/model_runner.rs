@@ -22,10 +22,11 @@ pub trait Runner: Send {
     /// Copies whole blocks of the cache, from and to, one after the other.
     fn copy_blocks(&mut self, copies: &[(u32, u32)]) -> Result<()>;
 
-    /// One step: writes the rows' keys and values and returns the logits of `batch.logit_rows`.
+    /// One step: writes the rows' keys and values, and leaves the logits of `batch.logit_rows` in `logits` in place of
+    /// those of the step before, whose memory is used again.
     ///
     /// **Shapes**: `[rows, V]`, row-major.
-    fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>>;
+    fn forward(&mut self, batch: &PagedBatch, logits: &mut Vec<f32>) -> Result<()>;
 }
 
 /// A decoder with its cache.
@@ -77,8 +78,8 @@ impl Runner for ModelRunner {
         self.cache.copy_blocks(copies)
     }
 
-    fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {
-        self.decoder.forward_paged(batch, &mut self.cache)
+    fn forward(&mut self, batch: &PagedBatch, logits: &mut Vec<f32>) -> Result<()> {
+        self.decoder.forward_paged_into(batch, &mut self.cache, logits)
     }
 }
 

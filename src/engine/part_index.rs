@@ -6,15 +6,13 @@
 //!
 //! **Source**: SGLang's RadixAttention shares to the token; here the pages stay pages, and one copy makes up for it.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
 use super::prefix_hash::BlockHash;
 
-/// Blocks looked at for one beginning at most, youngest first.
-const MAX_CANDIDATES: usize = 64;
-
-/// Where a block stands: behind which beginning, and with which first token.
-type Place = (Option<BlockHash>, u32);
+/// A known block: what stands before it, the tokens that it holds from its first on, its number. In this order those that
+/// begin alike are neighbours.
+type Entry = (Option<BlockHash>, Vec<u32>, u32);
 
 /// A block that begins with the tokens asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,73 +26,65 @@ pub struct Part {
 /// The known blocks of a pool by what stands before them and how they begin.
 #[derive(Debug, Clone)]
 pub struct PartIndex {
-    by_place: HashMap<Place, Vec<u32>>,
-    /// `[P, Z]`: the tokens of the known blocks.
-    token_ids: Vec<u32>,
-    /// Per block: what stands before it, and the step that fills it. `None`: not known.
-    known: Vec<Option<(Option<BlockHash>, u64)>>,
-    block_size: usize,
-    step: u64,
+    filled: BTreeSet<Entry>,
+    /// Those that this step fills.
+    promised: BTreeSet<Entry>,
+    /// Per block: what stands before it and its tokens, where it is known.
+    known: Vec<Option<(Option<BlockHash>, Vec<u32>)>>,
 }
 
 impl PartIndex {
-    /// An empty index for `num_blocks` blocks of `block_size` tokens.
-    pub fn new(num_blocks: usize, block_size: usize) -> Self {
-        Self {
-            by_place: HashMap::new(),
-            token_ids: vec![0; num_blocks * block_size],
-            known: vec![None; num_blocks],
-            block_size,
-            step: 0,
-        }
+    /// An empty index for `num_blocks` blocks.
+    pub fn new(num_blocks: usize) -> Self {
+        Self { filled: BTreeSet::new(), promised: BTreeSet::new(), known: vec![None; num_blocks] }
     }
 
     /// What was entered so far is filled from here on.
     pub fn begin_step(&mut self) {
-        self.step += 1;
+        self.filled.extend(std::mem::take(&mut self.promised));
     }
 
-    /// Enters a block that this step fills with `token_ids` (`[Z]`) behind `parent`.
+    /// Enters a block that this step fills with `token_ids` (`[1..=Z]`) behind `parent`, in place of what was known of it.
     pub fn insert(&mut self, block: u32, parent: Option<BlockHash>, token_ids: &[u32]) {
-        let start = block as usize * self.block_size;
-        self.token_ids[start..start + self.block_size].copy_from_slice(token_ids);
-        self.known[block as usize] = Some((parent, self.step));
-        self.by_place.entry((parent, token_ids[0])).or_default().push(block);
+        self.remove(block);
+        self.promised.insert((parent, token_ids.to_vec(), block));
+        self.known[block as usize] = Some((parent, token_ids.to_vec()));
     }
 
     /// Takes a block out, if it is here.
     pub fn remove(&mut self, block: u32) {
-        let Some((parent, _)) = self.known[block as usize].take() else { return };
-        let place = (parent, self.token_ids[block as usize * self.block_size]);
-        if let Some(blocks) = self.by_place.get_mut(&place) {
-            blocks.retain(|&other| other != block);
-            if blocks.is_empty() {
-                self.by_place.remove(&place);
-            }
+        let Some((parent, token_ids)) = self.known[block as usize].take() else { return };
+        let entry = (parent, token_ids, block);
+        if !self.filled.remove(&entry) {
+            self.promised.remove(&entry);
         }
+    }
+
+    /// How many tokens of a block are known.
+    pub fn num_tokens(&self, block: u32) -> usize {
+        self.known[block as usize].as_ref().map_or(0, |(_, token_ids)| token_ids.len())
     }
 
     /// Takes all blocks out.
     pub fn clear(&mut self) {
-        self.by_place.clear();
+        self.filled.clear();
+        self.promised.clear();
         self.known.fill(None);
     }
 
     /// The block behind `parent` that has most tokens in common with `token_ids`: among those that are filled, and among
     /// those that this step is to fill.
     pub fn longest(&self, parent: Option<BlockHash>, token_ids: &[u32]) -> (Option<Part>, Option<Part>) {
-        let (mut filled, mut promised) = (None::<Part>, None::<Part>);
-        let candidates = token_ids.first().and_then(|&first| self.by_place.get(&(parent, first)));
-        for &block in candidates.into_iter().flatten().rev().take(MAX_CANDIDATES) {
-            let held = &self.token_ids[block as usize * self.block_size..][..self.block_size];
-            let num_tokens = held.iter().zip(token_ids).take_while(|(one, other)| one == other).count();
-            let is_filled = self.known[block as usize].is_some_and(|(_, step)| step < self.step);
-            let best = if is_filled { &mut filled } else { &mut promised };
-            if best.is_none_or(|best| best.num_tokens < num_tokens) {
-                *best = Some(Part { block, num_tokens });
-            }
-        }
-        (filled, promised)
+        let sought = (parent, token_ids.to_vec(), 0);
+        let longest = |entries: &BTreeSet<Entry>| {
+            let neighbours = [entries.range(&sought..).next(), entries.range(..&sought).next_back()];
+            let parts = neighbours.into_iter().flatten().filter(|entry| entry.0 == parent).map(|(_, held, block)| {
+                let num_tokens = held.iter().zip(token_ids).take_while(|(one, other)| one == other).count();
+                Part { block: *block, num_tokens }
+            });
+            parts.filter(|part| part.num_tokens > 0).max_by_key(|part| part.num_tokens)
+        };
+        (longest(&self.filled), longest(&self.promised))
     }
 }
 
@@ -104,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_longest_common_beginning_behind_the_same_parent_is_found_and_promises_are_told_apart() {
-        let mut index = PartIndex::new(8, 4);
+        let mut index = PartIndex::new(8);
         let (parent, other) = (Some(BlockHash::of(None, &[1])), Some(BlockHash::of(None, &[2])));
         index.insert(0, parent, &[7, 8, 9, 9]);
         index.insert(1, other, &[7, 8, 5, 4]);
@@ -119,6 +109,11 @@ mod tests {
         assert_eq!(index.longest(parent, &[]), (None, None));
         index.begin_step();
         assert_eq!(index.longest(parent, &[7, 8, 5, 4]), (part(3, 3), None));
+        index.insert(4, parent, &[7, 8]);
+        assert_eq!(index.longest(parent, &[7, 8, 5, 4]).1, part(4, 2), "a block need not be full");
+        index.insert(4, parent, &[7, 8, 5, 4]);
+        assert_eq!((index.longest(parent, &[7, 8, 5, 4]).1, index.num_tokens(4)), (part(4, 4), 4), "it has grown");
+        index.remove(4);
         index.remove(3);
         index.remove(3);
         assert_eq!(index.longest(parent, &[7, 8, 5, 4]), (part(0, 2), None));

@@ -7,7 +7,7 @@
 
 /// The name of a full block. 128 bits of BLAKE3: two contents under one name are not to be expected in the life of the
 /// universe, so that tokens need not be compared on a hit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockHash(u128);
 
 impl BlockHash {

@@ -6,6 +6,7 @@
 
 use std::{borrow::Cow, cmp::Ordering, collections::HashSet};
 
+use glan_kernels::log_softmax;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
@@ -67,7 +68,8 @@ impl Sampler {
         raw: &[f32],
         mask: Option<&TokenMask>,
     ) -> Result<(u32, Option<TokenLogprob>), SamplerError> {
-        check_finite(raw)?;
+        let (mut best, mut max) = largest(raw)?;
+        let raw_max = max;
         let mut row = Cow::Borrowed(raw);
         if self.repetition_penalty != 1.0 {
             penalise(row.to_mut(), &self.seen, self.repetition_penalty);
@@ -75,16 +77,18 @@ impl Sampler {
         if let Some(mask) = mask {
             mask.apply(row.to_mut());
         }
-        let best = argmax(&row);
-        if row[best] == f32::NEG_INFINITY {
+        if let Cow::Owned(row) = &row {
+            (best, max) = largest(row)?;
+        }
+        if max == f32::NEG_INFINITY {
             return Err(if mask.is_some() { SamplerError::NothingAllowed } else { SamplerError::NotFinite });
         }
-        let token_id = if self.temperature == 0.0 { best as u32 } else { self.draw(&row, row[best]) };
+        let token_id = if self.temperature == 0.0 { best as u32 } else { self.draw(&row, max) };
         if self.repetition_penalty != 1.0 {
             self.seen.insert(token_id);
         }
         let logprob = self.num_logprobs.map(|count| {
-            let log_softmax = LogSoftmax::of(raw);
+            let log_softmax = LogSoftmax::below(raw, raw_max);
             let top = top(raw, count).into_iter().map(|(id, logit)| (id, log_softmax.at(logit))).collect();
             TokenLogprob { token_id, logprob: log_softmax.at(raw[token_id as usize]), top }
         });
@@ -123,12 +127,9 @@ impl Sampler {
     }
 }
 
-fn check_finite(row: &[f32]) -> Result<(), SamplerError> {
-    // -inf is a legal "never".
-    if row.iter().any(|&logit| logit.is_nan() || logit == f32::INFINITY) {
-        return Err(SamplerError::NotFinite);
-    }
-    Ok(())
+/// Place and value of the largest logit, of equals the first.
+fn largest(row: &[f32]) -> Result<(usize, f32), SamplerError> {
+    log_softmax::largest(row).ok_or(SamplerError::NotFinite)
 }
 
 /// Divides positive and multiplies negative logits of tokens already seen.
@@ -198,17 +199,6 @@ fn pick(candidates: &[Candidate], uniform: f64) -> u32 {
     found.or(candidates.last()).expect("the likeliest token has weight 1 and passes every filter").id
 }
 
-/// The largest value's place, of equals the lowest.
-pub fn argmax(row: &[f32]) -> usize {
-    let mut best = 0;
-    for (id, &value) in row.iter().enumerate() {
-        if value > row[best] {
-            best = id;
-        }
-    }
-    best
-}
-
 /// The `count` largest logits with their ids, best first, of equals the lowest id first.
 pub fn top(row: &[f32], count: usize) -> Vec<(u32, f32)> {
     let count = count.min(row.len());
@@ -226,7 +216,7 @@ pub fn top(row: &[f32], count: usize) -> Vec<(u32, f32)> {
     ids.into_iter().map(|id| (id, row[id as usize])).collect()
 }
 
-/// `log softmax` of a row: exponentials in f32, their sum in f64 in the order of the ids.
+/// `log softmax` of a row: exponentials in f32, their sum in f64, in one fixed order.
 #[derive(Debug, Clone, Copy)]
 pub struct LogSoftmax {
     max: f32,
@@ -234,11 +224,9 @@ pub struct LogSoftmax {
 }
 
 impl LogSoftmax {
-    /// Of a row `[V]` without NaN.
-    pub fn of(row: &[f32]) -> Self {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = row.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-        Self { max, log_sum: sum.ln() }
+    /// Of a row `[V]` with this largest value, without NaN.
+    fn below(row: &[f32], max: f32) -> Self {
+        Self { max, log_sum: log_softmax::log_sum_exp_below(row, max) }
     }
 
     /// The natural-log probability of a token with this logit.
@@ -249,12 +237,11 @@ impl LogSoftmax {
 
 /// Log-probability of `token_id` in a row, and whether it is the likeliest (of equals the lowest id).
 pub fn score_row(row: &[f32], token_id: u32) -> Result<(f32, bool), SamplerError> {
-    check_finite(row)?;
-    let logprob = LogSoftmax::of(row).at(row[token_id as usize]);
-    if logprob.is_nan() {
+    let (best, max) = largest(row)?;
+    if max == f32::NEG_INFINITY {
         return Err(SamplerError::NotFinite);
     }
-    Ok((logprob, argmax(row) == token_id as usize))
+    Ok((LogSoftmax::below(row, max).at(row[token_id as usize]), best == token_id as usize))
 }
 
 #[cfg(test)]

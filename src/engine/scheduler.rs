@@ -20,12 +20,10 @@
 
 use std::{collections::VecDeque, ops::Range};
 
-use super::{block_pool::BlockPool, part_index::Part, prefix_hash, sequence::Sequence};
+use super::{block_pool::BlockPool, cached::Cached, prefix_hash, sequence::Sequence};
 
 /// The share of a block that must be promised for a sequence to wait a step for it.
 const MIN_PROMISED_SHARE: usize = 4;
-/// The share of a full step that must be scheduled before anyone waits: a short step is not worth less work.
-const MIN_STEP_SHARE: usize = 16;
 
 /// The bounds of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +145,11 @@ impl<T> Scheduler<T> {
     /// Sequences that hold no seat: not begun, or preempted.
     pub fn num_waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// [`BlockPool::keep_idle`].
+    pub fn keep_idle(&mut self, max_idle: usize) {
+        self.pool.keep_idle(max_idle);
     }
 
     /// The pool, to look at.
@@ -285,7 +288,13 @@ impl<T> Scheduler<T> {
             if let Some(leader) = next.fork_of.take() {
                 follow(leader, next.id, self.waiting.iter_mut());
             }
-            if !self.enter(&mut next, step) {
+            let cached = Cached::find(&self.limits, &self.pool, &mut next);
+            if cached.num_promised >= self.pool.block_size().div_ceil(MIN_PROMISED_SHARE) {
+                // It waits in its seat for the block that this step fills, and others work meanwhile.
+                self.running.push(next);
+                continue;
+            }
+            if !self.enter(&mut next, &cached, step) {
                 self.waiting.push_front(next);
                 break;
             }
@@ -299,13 +308,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Gives a waiting sequence what is cached of its beginning, if it can take part in the step.
-    fn enter(&mut self, sequence: &mut Sequence<T>, step: &Step) -> bool {
-        let cached = Cached::find(&self.limits, &self.pool, sequence);
-        let num_scheduled = self.limits.max_num_batched_tokens - step.tokens;
-        let has_work = num_scheduled >= self.limits.max_num_batched_tokens.div_ceil(MIN_STEP_SHARE);
-        if has_work && cached.num_promised >= self.pool.block_size().div_ceil(MIN_PROMISED_SHARE) {
-            return false;
-        }
+    fn enter(&mut self, sequence: &mut Sequence<T>, cached: &Cached, step: &Step) -> bool {
         // A sequence enters only when all that is known of it fits, or it would soon be thrown out again.
         let num_missing = self.pool.blocks_for(sequence.token_ids.len()) - cached.num_blocks;
         if num_missing > self.pool.num_free() - cached.num_free {
@@ -316,7 +319,7 @@ impl<T> Scheduler<T> {
             sequence.num_computed_tokens = 0;
             return false;
         }
-        self.share(sequence, &cached);
+        self.share(sequence, cached);
         true
     }
 
@@ -360,7 +363,7 @@ impl<T> Scheduler<T> {
             self.copies.push((from, *block));
         } else if let Some(&block) = sequence.block_table.get(first) {
             // It may be known as what its leader wrote behind the common part.
-            self.pool.forget(block);
+            self.pool.forget_from(block, sequence.num_computed_tokens % self.pool.block_size());
         }
         self.pool.grow(&mut sequence.block_table, end)
     }
@@ -373,12 +376,18 @@ impl<T> Scheduler<T> {
         let prompt = start.min(sequence.num_prompt_tokens)..end.min(sequence.num_prompt_tokens);
         self.counters.computed_prompt_tokens += prompt.len() as u64;
         let block_size = self.pool.block_size();
-        if self.limits.enable_prefix_caching && start / block_size < end / block_size {
+        let ends_prompt = end == sequence.num_prompt_tokens;
+        if self.limits.enable_prefix_caching && (ends_prompt || start / block_size < end / block_size) {
             prefix_hash::extend(&mut sequence.block_hashes, &sequence.token_ids, block_size);
+            let parent = |block: usize| block.checked_sub(1).map(|before| sequence.block_hashes[before]);
             for block in start / block_size..end / block_size {
-                let parent = block.checked_sub(1).map(|before| sequence.block_hashes[before]);
                 let token_ids = &sequence.token_ids[block * block_size..(block + 1) * block_size];
-                self.pool.remember(sequence.block_table[block], sequence.block_hashes[block], parent, token_ids);
+                self.pool.remember(sequence.block_table[block], sequence.block_hashes[block], parent(block), token_ids);
+            }
+            if ends_prompt && !end.is_multiple_of(block_size) {
+                let last = end / block_size;
+                let token_ids = &sequence.token_ids[last * block_size..end];
+                self.pool.remember_part(sequence.block_table[last], parent(last), token_ids);
             }
         }
     }
@@ -428,40 +437,6 @@ impl<T> Scheduler<T> {
             self.pool.release(&mut sequence.block_table);
         }
         self.pool.forget_all();
-    }
-}
-
-/// What is cached of a sequence's beginning.
-#[derive(Debug, Clone, Copy, Default)]
-struct Cached {
-    /// Whole blocks.
-    num_blocks: usize,
-    /// How many of these nobody owns.
-    num_free: usize,
-    /// A filled block that begins like the tokens behind them.
-    part: Option<Part>,
-    /// Tokens more that a block has in common which this step is to fill.
-    num_promised: usize,
-}
-
-impl Cached {
-    /// Looks a sequence up. Nothing from the first wanted logits on counts: that row has to be computed.
-    fn find<T>(limits: &SchedulerLimits, pool: &BlockPool, sequence: &mut Sequence<T>) -> Self {
-        if !limits.enable_prefix_caching {
-            return Self::default();
-        }
-        let block_size = pool.block_size();
-        prefix_hash::extend(&mut sequence.block_hashes, &sequence.token_ids, block_size);
-        let (num_blocks, num_free) = pool.longest_cached(&sequence.block_hashes[..sequence.logits_from / block_size]);
-        let parent = num_blocks.checked_sub(1).map(|last| sequence.block_hashes[last]);
-        let rest = &sequence.token_ids[num_blocks * block_size..sequence.logits_from];
-        let (part, promised) = pool.longest_part(parent, &rest[..rest.len().min(block_size)]);
-        let num_tokens = |part: Option<Part>| part.map_or(0, |part| part.num_tokens);
-        Self { num_blocks, num_free, part, num_promised: num_tokens(promised).saturating_sub(num_tokens(part)) }
-    }
-
-    fn num_tokens(&self, block_size: usize) -> usize {
-        self.num_blocks * block_size + self.part.map_or(0, |part| part.num_tokens)
     }
 }
 

@@ -231,7 +231,7 @@ fn a_common_beginning_is_computed_once_also_by_sequences_that_come_together() {
 }
 
 #[test]
-fn who_parts_within_a_block_copies_it_once_it_is_filled_and_waits_only_for_a_step_that_is_worth_it() {
+fn who_parts_within_a_block_copies_it_once_it_is_filled_and_holds_nobody_up_meanwhile() {
     let prompt = |id: u32| [vec![7; 21], vec![id; 12]].concat();
     // Sixteen tokens are two blocks; five of the third are the same.
     let mut scheduler = Scheduler::new(caching(8, 100), BlockPool::new(40, 8));
@@ -246,10 +246,12 @@ fn who_parts_within_a_block_copies_it_once_it_is_filled_and_waits_only_for_a_ste
     // The logits of the 19th token are wanted: it is computed though it is the same.
     scheduler.add(Sequence::new(3, prompt(3), 18, ()));
     assert_eq!(step(&mut scheduler), [(0, 1), (1, 1), (2, 1), (3, 33 - 18)]);
-    // A step of 33 tokens of a thousand is not worth waiting for another.
+    // Who comes behind those that wait works at once.
     let mut scheduler = Scheduler::new(caching(8, 1000), BlockPool::new(40, 8));
     (0..3).for_each(|id| scheduler.add(Sequence::new(id.into(), prompt(id), 32, ())));
-    assert_eq!(step(&mut scheduler), [(0, 33), (1, 17), (2, 17)], "50 scheduled tokens are not 1000 / 16 either");
+    scheduler.add(Sequence::new(3, vec![9; 10], 9, ()));
+    assert_eq!(step(&mut scheduler), [(0, 33), (3, 10)]);
+    assert_eq!(step(&mut scheduler), [(0, 1), (1, 12), (2, 12), (3, 1)]);
 }
 
 #[test]

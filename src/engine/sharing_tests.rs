@@ -85,6 +85,20 @@ fn continuations_that_begin_alike_are_read_once_too() {
 }
 
 #[test]
+fn contexts_that_part_in_a_block_that_is_never_full_share_it_too() {
+    let contexts = |choice: u32| [vec![5; 9], vec![choice; 3], vec![7; 2]].concat();
+    let requests = || (0..3).map(|id| score_request(id, &contexts(10 + id as u32), &[8, 9])).collect::<Vec<_>>();
+    let toy = Toy { block_size: 16, num_blocks: 40, ..Toy::default() };
+    let mut engine = toy.engine();
+    let shared = score(&mut engine, requests());
+    // 15 tokens are read of the first, and of the others those behind the nine that are the same.
+    assert_eq!(engine.counters().computed_prompt_tokens, 15 + 2 * 6);
+    assert_eq!(score(&mut engine, requests()), shared);
+    let mut engine = Toy { enable_prefix_caching: false, ..toy }.engine();
+    assert_eq!(score(&mut engine, requests()), shared);
+}
+
+#[test]
 fn after_an_error_nothing_cached_is_trusted() {
     let mut engine = Toy::default().engine();
     let requests: Vec<Request> = (0..3).map(|id| request(id, &[7; 20], plain(9))).collect();

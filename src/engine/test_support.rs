@@ -70,14 +70,14 @@ impl Runner for ToyRunner {
         Ok(())
     }
 
-    fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {
+    fn forward(&mut self, batch: &PagedBatch, logits: &mut Vec<f32>) -> Result<()> {
         for row in 0..batch.token_ids.len() {
             self.slots[batch.slot_mapping[row] as usize] = Some((batch.token_ids[row], batch.positions[row]));
         }
         self.largest.0 = self.largest.0.max(batch.token_ids.len());
         self.largest.1 = self.largest.1.max(batch.sequences.len());
         self.largest.2 = self.largest.2.max(batch.logit_rows.len());
-        let mut logits = Vec::new();
+        logits.clear();
         let mut first_row = 0;
         for sequence in &batch.sequences {
             let rows = first_row..first_row + sequence.query_len;
@@ -88,7 +88,7 @@ impl Runner for ToyRunner {
             }
             first_row += sequence.query_len;
         }
-        Ok(logits)
+        Ok(())
     }
 }
 

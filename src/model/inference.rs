@@ -35,6 +35,8 @@ pub struct KvCache {
     pub block_size: usize,
     /// `P`
     pub num_blocks: usize,
+    /// What the last step wrote into.
+    room: Option<Room>,
 }
 
 impl KvCache {
@@ -185,31 +187,27 @@ impl InferenceDecoder {
         let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
         let layers =
             (0..self.config.num_hidden_layers).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<Vec<_>>>()?;
-        Ok(KvCache { layers, block_size, num_blocks })
+        Ok(KvCache { layers, block_size, num_blocks, room: None })
     }
 
-    /// One step over the paged cache: writes the rows' keys and values, attends, and returns the logits of
-    /// `batch.logit_rows` as f32, `[rows, V]` row-major on the host.
+    /// [`Self::forward_paged_into`] memory of its own.
+    pub fn forward_paged(&self, batch: &PagedBatch, cache: &mut KvCache) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        self.forward_paged_into(batch, cache, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// One step over the paged cache: writes the rows' keys and values, attends, and leaves the logits of
+    /// `batch.logit_rows` as f32 in `logits`, `[rows, V]` row-major on the host, in place of what it held.
     ///
     /// A row's bits depend only on its sequence's tokens up to it, never on the other rows or on where a prompt is cut.
-    pub fn forward_paged(&self, batch: &PagedBatch, cache: &mut KvCache) -> Result<Vec<f32>> {
+    pub fn forward_paged_into(&self, batch: &PagedBatch, cache: &mut KvCache, logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
         // On a thread of the pool, so that none of the many parallel parts below has to wake one from outside.
-        rayon::scope(|_| {
-            let mut logits = Vec::new();
-            for piece in pieces(batch, MAX_ROWS) {
-                let of_piece = self.step(&piece, cache)?;
-                // Mostly there is one piece with logits, which is not copied.
-                if logits.is_empty() {
-                    logits = of_piece;
-                } else {
-                    logits.extend(of_piece);
-                }
-            }
-            Ok(logits)
-        })
+        rayon::scope(|_| pieces(batch, MAX_ROWS).iter().try_for_each(|piece| self.step(piece, cache, logits)))
     }
 
-    fn step(&self, batch: &PagedBatch, cache: &KvCache) -> Result<Vec<f32>> {
+    fn step(&self, batch: &PagedBatch, cache: &mut KvCache, logits: &mut Vec<f32>) -> Result<()> {
         let sequences: Vec<PagedRows> = batch
             .sequences
             .iter()
@@ -221,14 +219,11 @@ impl InferenceDecoder {
             .collect();
         let num_rows = batch.token_ids.len();
         let config = &self.config;
-        // Once per step, not once per layer: fresh memory costs as much as a pass over it.
-        let empty = |width: usize| Tensor::zeros((num_rows, width), DType::F32, &Device::Cpu);
-        let heads = config.heads(0);
-        let room = Room {
-            qkv: empty(heads.qkv_width())?,
-            o: empty(heads.query * heads.dim)?,
-            gate_up: empty(2 * config.intermediate_size)?,
-        };
+        let kept = cache.room.take().filter(|room| room.num_rows >= num_rows);
+        let kept = kept.map_or_else(|| Room::new(config, num_rows.next_power_of_two()), Ok)?;
+        let room = kept.first(num_rows)?;
+        cache.room = Some(kept);
+        let cache = &*cache;
         let mut x = self.embed_tokens.gather(&batch.token_ids)?; // [N, C]
         for (i, weights) in self.layers.iter().enumerate() {
             self.attend(&x, weights, &config.heads(i), batch, &sequences, (cache, i), &room)?;
@@ -236,7 +231,7 @@ impl InferenceDecoder {
             if is_last && batch.logit_rows.len() < num_rows {
                 // The keys and values are written; beyond them only rows whose logits are wanted matter any more.
                 if batch.logit_rows.is_empty() {
-                    return Ok(Vec::new());
+                    return Ok(());
                 }
                 let rows = &batch.logit_rows;
                 x = embedding::forward(&x, rows)?;
@@ -246,7 +241,7 @@ impl InferenceDecoder {
             }
         }
         let normed = Input::RmsNorm { x: &x, w: &self.norm, eps: config.rms_norm_eps }; // [rows, C]
-        Ok(self.lm_head.as_ref().unwrap_or(&self.embed_tokens).forward_to_vec(normed)?)
+        Ok(self.lm_head.as_ref().unwrap_or(&self.embed_tokens).append_to(normed, logits)?)
     }
 
     /// A block up to its attention, from `x [N, C]` to `room.o`; the rows' keys and values are written on the way.
@@ -286,11 +281,28 @@ impl InferenceDecoder {
     }
 }
 
-/// What the blocks of a step write into, one after the other.
+/// What the blocks of a step write into, one after the other, and those of the next step again: fresh memory costs as much
+/// as a pass over it.
 struct Room {
+    num_rows: usize,
     qkv: Tensor,     // [N, (H + 2K)·D]
     o: Tensor,       // [N, H·D]
     gate_up: Tensor, // [N, 2F]
+}
+
+impl Room {
+    fn new(config: &DecoderConfig, num_rows: usize) -> Result<Self> {
+        let empty = |width: usize| Tensor::zeros((num_rows, width), DType::F32, &Device::Cpu);
+        let heads = config.heads(0);
+        let (qkv, o) = (empty(heads.qkv_width())?, empty(heads.query * heads.dim)?);
+        Ok(Self { num_rows, qkv, o, gate_up: empty(2 * config.intermediate_size)? })
+    }
+
+    /// Its first rows.
+    fn first(&self, num_rows: usize) -> Result<Self> {
+        let first = |whole: &Tensor| whole.narrow(0, 0, num_rows);
+        Ok(Self { num_rows, qkv: first(&self.qkv)?, o: first(&self.o)?, gate_up: first(&self.gate_up)? })
+    }
 }
 
 /// Parameters that are in memory already, `[P]`.

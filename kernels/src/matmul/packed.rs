@@ -66,7 +66,7 @@ impl PackedWeight {
         fill: impl Fn(usize, &mut [f32]) -> std::result::Result<(), E> + Sync,
     ) -> std::result::Result<Self, E> {
         let panel_lines = panel_lines(inner, dtype);
-        let mut lines = vec![Line::ZERO; panel_lines * out.div_ceil(PANEL)];
+        let mut lines = tile::zeros(panel_lines * out.div_ceil(PANEL));
         if panel_lines > 0 {
             lines.par_chunks_mut(panel_lines).enumerate().try_for_each_init(Vec::new, |rows, (panel, lines)| {
                 let first = panel * PANEL;
@@ -112,9 +112,12 @@ impl PackedWeight {
         })
     }
 
-    /// The same without bias, to the host: `[N · O]`, row-major.
-    pub fn forward_to_vec(&self, input: Input) -> Result<Vec<f32>> {
-        input.with_rows(self.inner, |x, rows| Ok(self.multiply_to_vec(tile::best(self.dtype), &x, rows, None)))
+    /// The same without bias, to the host: `[N · O]` row-major, behind what `y` holds already.
+    pub fn append_to(&self, input: Input, y: &mut Vec<f32>) -> Result<()> {
+        input.with_rows(self.inner, |x, rows| {
+            self.multiply_behind(tile::best(self.dtype), &x, rows, None, y);
+            Ok(())
+        })
     }
 
     /// The linear layer into the first rows of memory that is there already: `y[..N] = x · wᵀ + bias`.
@@ -179,14 +182,25 @@ impl PackedWeight {
         tensor(y, (rows.len(), self.inner))
     }
 
-    /// `x · wᵀ + bias` in memory of its own, which is not cleared first.
+    /// `x · wᵀ + bias` in memory of its own.
     fn multiply_to_vec(&self, kernel: Kernel, x: &Rows, rows: usize, bias: Option<&[f32]>) -> Vec<f32> {
-        let mut y: Vec<f32> = Vec::with_capacity(rows * self.out);
-        let place = Place { start: y.as_mut_ptr(), rows, out: self.out, bias, accumulate: false };
-        self.multiply(kernel, x, rows, &place);
-        // SAFETY: every block of every panel was put in its place, so all `rows * out` values are written.
-        unsafe { y.set_len(rows * self.out) };
+        let mut y = Vec::new();
+        self.multiply_behind(kernel, x, rows, bias, &mut y);
         y
+    }
+
+    /// `x · wᵀ + bias` behind the values of `y`, in memory that is not cleared first.
+    fn multiply_behind(&self, kernel: Kernel, x: &Rows, rows: usize, bias: Option<&[f32]>, y: &mut Vec<f32>) {
+        y.reserve(rows * self.out);
+        let start = y.spare_capacity_mut().as_mut_ptr().cast();
+        self.multiply(
+            kernel,
+            x,
+            rows,
+            &Place { start, rows, out: self.out, stride: self.out, bias, accumulate: false },
+        );
+        // SAFETY: every block of every panel was put in its place, so all `rows * out` values are written.
+        unsafe { y.set_len(y.len() + rows * self.out) };
     }
 
     /// `x · wᵀ` and what follows, by one kernel.
@@ -248,6 +262,8 @@ pub(super) struct Place<'a> {
     start: *mut f32,
     rows: usize,
     out: usize,
+    /// From one row to the next.
+    stride: usize,
     /// `[O]`, added to the sums.
     bias: Option<&'a [f32]>,
     /// Whether what is there already is added at last.
@@ -260,7 +276,13 @@ unsafe impl Sync for Place<'_> {}
 impl<'a> Place<'a> {
     pub(super) fn new(y: &'a mut [f32], rows: usize, out: usize, bias: Option<&'a [f32]>, accumulate: bool) -> Self {
         assert_eq!(y.len(), rows * out);
-        Self { start: y.as_mut_ptr(), rows, out, bias, accumulate }
+        Self { bias, ..Self::among(y, (rows, out, out), accumulate) }
+    }
+
+    /// Columns of wider rows: `y` begins with the first value of the result and ends with its last, or later.
+    pub(super) fn among(y: &'a mut [f32], (rows, out, stride): (usize, usize, usize), accumulate: bool) -> Self {
+        assert!(out <= stride && (rows == 0 || y.len() >= (rows - 1) * stride + out));
+        Self { start: y.as_mut_ptr(), rows, out, stride, bias: None, accumulate }
     }
 
     fn put(&self, first_row: usize, panel: usize, sums: &[[f32; PANEL]]) {
@@ -268,25 +290,45 @@ impl<'a> Place<'a> {
         let width = PANEL.min(self.out - column);
         assert!(first_row + sums.len() <= self.rows);
         for (row, sums) in (first_row..).zip(sums) {
+            // SAFETY: `row < rows`.
+            let place = unsafe { self.start.add(row * self.stride + column) };
+            if self.bias.is_none() && !self.accumulate {
+                // SAFETY: `column + width <= out`, and nobody else touches this tile.
+                unsafe { copy(sums, place, width) };
+                continue;
+            }
             let mut values = *sums;
             if let Some(bias) = self.bias {
                 add(&mut values, &bias[column..column + width]);
             }
-            // SAFETY: `row < rows` and `column + width <= out`, and nobody else touches this tile; where it is read it
-            // was handed in as a slice.
+            // SAFETY: as above; where the tile is read it was handed in as a slice.
             unsafe {
-                let place = self.start.add(row * self.out + column);
                 if self.accumulate {
                     add(&mut values, std::slice::from_raw_parts(place, width));
                 }
-                if width == PANEL {
-                    // Of known size: registers, no call.
-                    place.cast::<[f32; PANEL]>().write_unaligned(values);
-                } else {
-                    std::ptr::copy_nonoverlapping(values.as_ptr(), place, width);
-                }
+                copy(&values, place, width);
             }
         }
+    }
+}
+
+/// Copies the first `width` values.
+///
+/// # Safety
+///
+/// `place` is writable for `width` values.
+#[inline(always)]
+unsafe fn copy(values: &[f32; PANEL], place: *mut f32, width: usize) {
+    if width == PANEL {
+        // Quarters of known size: registers, where the whole would be a call.
+        let quarters = values.as_chunks::<{ PANEL / 4 }>().0;
+        for (index, quarter) in quarters.iter().enumerate() {
+            // SAFETY: `4 · PANEL / 4 = width`.
+            unsafe { place.add(index * PANEL / 4).cast::<[f32; PANEL / 4]>().write_unaligned(*quarter) };
+        }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), place, width) };
     }
 }
 

@@ -3,7 +3,10 @@
 //! Every kernel keeps one accumulator per row and output and adds the products in the order of the inner dimension, so
 //! a row's bits are the same in a block of any size.
 
-use std::ops::Range;
+use std::{
+    alloc::{Layout, alloc_zeroed, handle_alloc_error},
+    ops::Range,
+};
 
 use super::packed::WeightDtype;
 #[cfg(target_arch = "x86_64")]
@@ -27,6 +30,22 @@ pub(super) struct Line(pub [u32; Line::WORDS]);
 impl Line {
     pub(super) const WORDS: usize = 16;
     pub(super) const ZERO: Self = Self([0; Self::WORDS]);
+}
+
+/// Lines of zeros. The system hands out cleared pages, so that the thread that first writes them pays for them.
+pub(super) fn zeros(count: usize) -> Vec<Line> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let layout = Layout::array::<Line>(count).expect("a matrix fits the address space");
+    // SAFETY: the layout is not empty, and all bits zero are a `Line`.
+    unsafe {
+        let start = alloc_zeroed(layout);
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        Vec::from_raw_parts(start.cast(), count, count)
+    }
 }
 
 /// A tile of results; only the block's rows are meant. Kernels overwrite them.

@@ -153,7 +153,7 @@ proptest! {
         sorted.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
         sorted.truncate(k);
         prop_assert_eq!(top(&row, k), sorted);
-        prop_assert_eq!(top(&row, 1)[0].0 as usize, argmax(&row));
+        prop_assert_eq!(top(&row, 1)[0].0 as usize, largest(&row).unwrap().0);
     }
 
     #[test]
