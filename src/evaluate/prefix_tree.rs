@@ -1,14 +1,21 @@
 //! How many tokens a model has to read for a set of inputs if it reads every common beginning once.
 //!
 //! The least work for a task is the number of nodes in the tree of its inputs, one token a node. Chains without a
-//! branch are kept as one edge, so the memory is that of the distinct tokens.
+//! branch are kept as one edge, so the memory is that of the distinct tokens. Of many tokens only the last input is kept:
+//! inputs that share a beginning come one after another, all but those that share no more than what all share.
 
 use std::ops::Range;
+
+/// Tokens that are kept at most.
+const MAX_TOKENS: usize = 1 << 20;
 
 /// A tree of token sequences.
 pub struct PrefixTree {
     tokens: Vec<u32>,
     nodes: Vec<Node>,
+    /// Tokens that were counted and forgotten.
+    forgotten: usize,
+    max_tokens: usize,
 }
 
 /// What follows the end of an edge.
@@ -23,16 +30,30 @@ struct Node {
 impl PrefixTree {
     /// An empty tree.
     pub fn new() -> Self {
-        Self { tokens: Vec::new(), nodes: vec![Node::default()] }
+        Self::holding(MAX_TOKENS)
+    }
+
+    fn holding(max_tokens: usize) -> Self {
+        Self { tokens: Vec::new(), nodes: vec![Node::default()], forgotten: 0, max_tokens }
     }
 
     /// Distinct non-empty beginnings of all inputs so far.
     pub fn len(&self) -> usize {
-        self.tokens.len()
+        self.forgotten + self.tokens.len()
     }
 
     /// Adds an input.
     pub fn insert(&mut self, input: &[u32]) {
+        self.grow(input);
+        if self.tokens.len() > self.max_tokens.max(input.len()) {
+            self.forgotten += self.tokens.len() - input.len();
+            self.tokens.clear();
+            self.nodes = vec![Node::default()];
+            self.grow(input);
+        }
+    }
+
+    fn grow(&mut self, input: &[u32]) {
         let (mut at, mut rest) = (0, input);
         while let Some(&first) = rest.first() {
             // Documents come one after another, so what matches is mostly the last.
@@ -90,6 +111,24 @@ mod tests {
                 beginnings.extend((1..=input.len()).map(|length| &input[..length]));
             }
             prop_assert_eq!(tree.len(), beginnings.len());
+        }
+
+        #[test]
+        fn what_is_forgotten_was_counted(
+            shared in prop::collection::vec(0u32..3, 0..6),
+            mut own in prop::collection::vec(prop::collection::vec(0u32..9, 1..8), 1..30),
+            max_tokens in 1usize..40,
+        ) {
+            // Sorted, so that what shares more than all do is side by side.
+            own.sort();
+            let (mut whole, mut small) = (PrefixTree::new(), PrefixTree::holding(max_tokens));
+            for own in own {
+                let input = [&shared[..], &own].concat();
+                whole.insert(&input);
+                small.insert(&input);
+                prop_assert!(small.tokens.len() <= max_tokens.max(input.len()));
+            }
+            prop_assert_eq!(small.len(), whole.len());
         }
     }
 }

@@ -4,14 +4,18 @@
 //! the whole request, so an interrupted evaluation goes on where it stopped and an answer to another question, or of
 //! another model, is never taken.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    inputs::{generation_request, model_input, rendered, score_request},
+    inputs::Inputs,
     plan::{Plan, PlannedTask},
     prefix_tree::PrefixTree,
     prompt,
@@ -27,8 +31,9 @@ use crate::{
 /// The file of a model's folder that answers are kept in.
 const FILE: &str = "responses.jsonl";
 
-/// Requests that are tokenised ahead of the model.
-const REQUESTS_AHEAD: usize = 4096;
+/// Scorings that are made at a time, by all threads: with examples that is long work beside a small model. No more of them
+/// are held than the model looks ahead.
+const SCORINGS_AT_A_TIME: usize = 128;
 
 /// What the model said to one request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,7 +106,14 @@ struct Asked {
     task: usize,
     doc_id: usize,
     idx: usize,
-    hash: String,
+    /// A [`seed::record_id`] as a number: there is one per request.
+    hash: u64,
+}
+
+impl Asked {
+    fn hash(&self) -> String {
+        format!("{:016x}", self.hash)
+    }
 }
 
 /// Asks whatever `folder` does not hold yet.
@@ -109,7 +121,8 @@ struct Asked {
 /// **Errors**: usage, when chat prompts are asked for and the model has no template; those of the model; interruption,
 /// with every answer so far on disk.
 pub fn answer(plan: &Plan, folder: &Path, model_key: &str, model: &mut dyn LanguageModel) -> Result<Answers> {
-    let work = work_list(plan, model, model_key)?;
+    let inputs = Inputs::of(model);
+    let work = work_list(plan, &inputs, model_key)?;
     let path = folder.join(FILE);
     let mut book = Book::open(&path, plan, &work)?;
     let mut tokens = Vec::with_capacity(plan.tasks.len());
@@ -117,13 +130,11 @@ pub fn answer(plan: &Plan, folder: &Path, model_key: &str, model: &mut dyn Langu
         let pending: Vec<usize> =
             (0..work.len()).filter(|&at| work[at].task == task && book.responses[at].is_none()).collect();
         let computed_before = model.computed_prompt_tokens();
-        let mut inputs = PrefixTree::new();
-        for positions in pending.chunks(REQUESTS_AHEAD) {
-            ask(plan, &work, positions, model, &mut inputs, &mut book)?;
-        }
+        let mut needed = PrefixTree::new();
+        ask((plan, &work, &pending), &inputs, model, &mut needed, &mut book)?;
         tokens.push(TokenCounts {
             requests: pending.len() as u64,
-            tokens_needed: inputs.len() as u64,
+            tokens_needed: needed.len() as u64,
             tokens_computed: model.computed_prompt_tokens() - computed_before,
         });
     }
@@ -140,11 +151,11 @@ pub fn answer(plan: &Plan, folder: &Path, model_key: &str, model: &mut dyn Langu
     Ok(Answers { responses: nested, tokens })
 }
 
-fn work_list(plan: &Plan, model: &dyn LanguageModel, model_key: &str) -> Result<Vec<Asked>> {
+fn work_list(plan: &Plan, inputs: &Inputs, model_key: &str) -> Result<Vec<Asked>> {
     let mut work = Vec::new();
     for (task, planned) in plan.tasks.iter().enumerate() {
         for (doc_id, document) in planned.documents.iter().enumerate() {
-            let contexts = rendered(planned, doc_id, model)?;
+            let contexts = inputs.rendered(planned, doc_id)?;
             for idx in 0..planned.requests(doc_id) {
                 let context = contexts[planned.context_index(idx)].as_str();
                 let wanted = match planned.spec().output_type {
@@ -162,6 +173,7 @@ fn work_list(plan: &Plan, model: &dyn LanguageModel, model_key: &str) -> Result<
                     OutputType::MultipleChoice => prompt::continuation(planned.task, document, idx, &plan.style),
                 };
                 let hash = seed::record_id(&[model_key, planned.spec().output_type.name(), context, &wanted]);
+                let hash = u64::from_str_radix(&hash, 16).context("a record id is a hexadecimal number")?;
                 work.push(Asked { task, doc_id, idx, hash });
             }
         }
@@ -201,7 +213,7 @@ impl Book {
             tracing::warn!("{error:#}; the answers are asked for again");
             Vec::new()
         });
-        let first = old.iter().zip(work).take_while(|(line, asked)| line.request_hash == asked.hash).count();
+        let first = old.iter().zip(work).take_while(|(line, asked)| line.request_hash == asked.hash()).count();
         let mut responses: Vec<Option<Response>> = work.iter().map(|_| None).collect();
         for (slot, line) in responses.iter_mut().zip(&old[..first]) {
             *slot = Some(line.response.clone());
@@ -222,7 +234,7 @@ impl Book {
         let known: HashMap<String, Response> =
             old.into_iter().skip(first).map(|line| (line.request_hash, line.response)).collect();
         for (position, asked) in work.iter().enumerate().skip(first) {
-            if let Some(response) = known.get(&asked.hash) {
+            if let Some(response) = known.get(&asked.hash()) {
                 book.put(plan, work, position, response.clone())?;
             }
         }
@@ -236,7 +248,7 @@ impl Book {
             task: plan.tasks[asked.task].spec().name.to_owned(),
             doc_id: asked.doc_id,
             idx: asked.idx,
-            request_hash: asked.hash.clone(),
+            request_hash: asked.hash(),
             response,
         };
         let writer = &mut self.writer;
@@ -246,76 +258,91 @@ impl Book {
     }
 }
 
-/// Asks the requests at `positions`, all of one task; what they make the model read goes to `inputs` too.
+/// Asks the requests at `positions` of the work list, all of one task; what they make the model read goes to `needed` too.
+///
+/// They are made while the model answers, so that a benchmark's prompts are never all in memory.
 fn ask(
-    plan: &Plan,
-    work: &[Asked],
-    positions: &[usize],
+    (plan, work, positions): (&Plan, &[Asked], &[usize]),
+    inputs: &Inputs,
     model: &mut dyn LanguageModel,
-    inputs: &mut PrefixTree,
+    needed: &mut PrefixTree,
     book: &mut Book,
 ) -> Result<()> {
     let Some(planned) = positions.first().map(|&position| &plan.tasks[work[position].task]) else { return Ok(()) };
+    let book = RefCell::new(book);
+    // Why there are no more requests, where it is not their end.
+    let mut failure = None;
     match planned.spec().output_type {
         OutputType::GenerateUntil(generation) => {
             let stop = generation.stop_strings(plan.style.chat);
-            let mut requests = Vec::with_capacity(positions.len());
-            for &position in positions {
+            let request = |&position: &usize| {
                 let Asked { doc_id, idx, .. } = work[position];
                 let context = planned.contexts(doc_id).swap_remove(0);
                 let sampling = sampling_params(planned.task, generation, stop, idx);
-                let (request, input) = generation_request(position, context, sampling, model)?;
-                inputs.insert(&input);
-                requests.push(request);
-            }
-            model.generate(&mut requests.into_iter(), &mut |completion| {
+                let made = inputs.generation_request(position, context, sampling);
+                let (request, input) = made.map_err(|error| failure = Some(error)).ok()?;
+                needed.insert(&input);
+                Some(request)
+            };
+            model.generate(&mut positions.iter().map_while(request), &mut |completion| {
                 let position = position_of(&completion.id)?;
-                book.put(plan, work, position, generated(completion, &plan.think_end_token, stop))
-            })
+                book.borrow_mut().put(plan, work, position, generated(completion, &plan.think_end_token, stop))
+            })?;
         }
         OutputType::MultipleChoice => {
-            let mut requests = Vec::with_capacity(positions.len());
-            for prepared in score_requests(plan, work, positions, model)? {
-                match prepared {
-                    (_, Ok(request)) => {
-                        inputs.insert(&model_input(&request, model.max_model_len()));
-                        requests.push(request);
+            let mut parts = positions.chunks(SCORINGS_AT_A_TIME);
+            let mut ready = VecDeque::new();
+            let mut more = || -> Result<Option<ScoreRequest>> {
+                while ready.is_empty()
+                    && let Some(positions) = parts.next()
+                {
+                    for (position, request) in score_requests(plan, work, positions, inputs)? {
+                        match request {
+                            Ok(request) => {
+                                needed.insert(&inputs.model_input(&request));
+                                ready.push_back(request);
+                            }
+                            Err(error) => {
+                                book.borrow_mut().put(plan, work, position, Response::Failed { error })?;
+                            }
+                        }
                     }
-                    (position, Err(error)) => book.put(plan, work, position, Response::Failed { error })?,
                 }
-            }
-            model.score(&mut requests.into_iter(), &mut |score| {
+                Ok(ready.pop_front())
+            };
+            let mut requests = std::iter::from_fn(|| {
+                more().unwrap_or_else(|error| {
+                    failure = Some(error);
+                    None
+                })
+            });
+            model.score(&mut requests, &mut |score| {
                 let position = position_of(&score.id)?;
-                book.put(plan, work, position, scored(score))
-            })
+                book.borrow_mut().put(plan, work, position, scored(score))
+            })?;
         }
     }
+    failure.map_or(Ok(()), Err)
 }
 
 /// A request, or why there is none.
 type Prepared = (usize, Result<ScoreRequest, String>);
 
-/// The requests at `positions`, tokenised by all threads: with examples that is long work beside a small model.
-fn score_requests(
-    plan: &Plan,
-    work: &[Asked],
-    positions: &[usize],
-    model: &dyn LanguageModel,
-) -> Result<Vec<Prepared>> {
+/// The requests at `positions`, tokenised by all threads.
+fn score_requests(plan: &Plan, work: &[Asked], positions: &[usize], inputs: &Inputs) -> Result<Vec<Prepared>> {
     let documents: Vec<&[usize]> = positions.chunk_by(|&one, &other| work[one].doc_id == work[other].doc_id).collect();
-    // Templates are the model's and stay on this thread.
+    // Templates stay on this thread.
     let contexts: Vec<Vec<String>> = documents
         .iter()
-        .map(|positions| rendered(&plan.tasks[work[positions[0]].task], work[positions[0]].doc_id, model))
+        .map(|positions| inputs.rendered(&plan.tasks[work[positions[0]].task], work[positions[0]].doc_id))
         .collect::<Result<_>>()?;
-    let (tokenizer, max_model_len) = (model.tokenizer(), model.max_model_len());
     let prepare = |(&positions, contexts): (&&[usize], &Vec<String>)| -> Result<Vec<Prepared>> {
         let prepare = |&position: &usize| {
             let asked = &work[position];
             let planned = &plan.tasks[asked.task];
             let context = &contexts[planned.context_index(asked.idx)];
             let choice = choice_text(plan, planned, asked);
-            Ok((position, score_request(position, context, &choice, tokenizer, max_model_len)?))
+            Ok((position, inputs.score_request(position, context, &choice)?))
         };
         positions.iter().map(prepare).collect()
     };

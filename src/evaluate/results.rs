@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use super::{
     fewshot::FEWSHOT_SEED,
-    groups, inputs,
+    groups,
+    inputs::Inputs,
     metrics::{self, Scored},
     plan::{Plan, PlannedTask},
     programs, prompt,
@@ -187,6 +188,7 @@ pub fn write(
     replace: bool,
 ) -> Result<Finished> {
     let date = now().0;
+    let inputs = Inputs::of(model);
     let mut results = Map::new();
     let mut task_hashes = Map::new();
     for (index, planned) in plan.tasks.iter().enumerate() {
@@ -198,7 +200,7 @@ pub fn write(
             for (doc_id, document) in planned.documents.iter().enumerate() {
                 let responses = &answers.responses[index][doc_id];
                 let outcomes = outcomes.get(doc_id).map_or(&[][..], Vec::as_slice);
-                let contexts = inputs::rendered(planned, doc_id, model)?;
+                let contexts = inputs.rendered(planned, doc_id)?;
                 for scored in metrics::score(planned, document, responses, outcomes)? {
                     let row = sample_row(plan, planned, doc_id, &contexts, responses, &scored);
                     for key in ["doc_hash", "prompt_hash", "target_hash"] {

@@ -26,7 +26,7 @@ pub use self::{
     summary::{Gap, PositionBias, Summary, table},
 };
 use super::{
-    inputs,
+    inputs::Inputs,
     plan::{Plan, PlannedTask},
     prompt::{Context, PromptStyle},
     responses::{self, Response},
@@ -35,7 +35,6 @@ use super::{
     tasks::definition::Definition,
 };
 use crate::{
-    chat_template::encode_prompt,
     config::JudgeConfig,
     language_model::{LanguageModel, Message},
 };
@@ -113,6 +112,7 @@ impl Judging {
             anyhow::bail!("the judge is asked before both models have answered")
         };
         let chat = model.chat_template().is_some();
+        let inputs = Inputs::of(model);
         let (mut documents, mut contexts, mut fits) = (Vec::new(), Vec::new(), Vec::new());
         for (question, pair) in self.questions.iter().zip(base_answers.iter().zip(tuned_answers)) {
             let orders = [[pair.0, pair.1], [pair.1, pair.0]];
@@ -123,7 +123,7 @@ impl Judging {
             // A prompt that is cut would be judged for what is left of it.
             let mut fit = true;
             for (context, _) in &prompts {
-                fit &= self.fits(context, model)?;
+                fit &= inputs.encode(context)?.len() + self.config.max_tokens <= model.max_model_len();
             }
             fits.push(fit);
             if fit {
@@ -153,16 +153,6 @@ impl Judging {
         };
         results::write(self, &judged, &texts, &verdicts)?;
         Ok(judged)
-    }
-
-    fn fits(&self, context: &Context, model: &dyn LanguageModel) -> Result<bool> {
-        let rendered = inputs::render_one(context, model)?;
-        let tokenizer = model.tokenizer();
-        let ids = match context {
-            Context::Messages(_) => encode_prompt(tokenizer, &rendered)?,
-            Context::Text(_) => tokenizer.encode(&rendered, true)?,
-        };
-        Ok(ids.len() + self.config.max_tokens <= model.max_model_len())
     }
 }
 
