@@ -4,6 +4,7 @@
 //! multiplies with the tiles of [`product`], inference packs its weights once: [`PackedWeight`]. A processor for which
 //! there are no such tiles (neither AVX-512 nor AVX2) trains with the `gemm` crate instead.
 
+mod columns;
 mod input;
 mod packed;
 mod product;
@@ -16,6 +17,7 @@ use candle_core::{Result, Tensor, bail};
 use gemm::Parallelism;
 
 pub use self::{
+    columns::{ColumnRange, add_linear, add_linear_backward_input, add_linear_backward_weight},
     packed::{Input, PackedWeight, WeightDtype},
     quantized::{BlockFormat, QuantizedWeight},
 };
@@ -79,29 +81,48 @@ fn gemm_into(
     b: Operand,
     precision: Precision,
 ) {
+    gemm_among((dst, n), accumulate, (m, n, k), a, b, precision);
+}
+
+/// [`gemm_into`] columns of wider rows: `dst` begins with the first value of the result, `stride` from one row to the next.
+fn gemm_among(
+    (dst, stride): (&mut [f32], usize),
+    accumulate: bool,
+    (m, n, k): (usize, usize, usize),
+    a: Operand,
+    b: Operand,
+    precision: Precision,
+) {
     let last = |rows: usize, columns: usize, o: &Operand| (rows - 1) * o.row_stride + (columns - 1) * o.column_stride;
     if m == 0 || n == 0 {
         return;
     }
     if k == 0 {
         if !accumulate {
-            dst.fill(0.0);
+            dst.chunks_mut(stride).take(m).for_each(|row| row[..n].fill(0.0));
         }
         return;
     }
-    assert!(dst.len() >= m * n && a.values.len() > last(m, k, &a) && b.values.len() > last(k, n, &b));
+    assert!(n <= stride && dst.len() >= (m - 1) * stride + n);
+    assert!(a.values.len() > last(m, k, &a) && b.values.len() > last(k, n, &b));
     let kernel = tile::best(precision.into());
     if kernel.is_portable() && precision == Precision::F32 {
-        by_gemm_crate(dst, accumulate, (m, n, k), a, b);
+        by_gemm_crate((dst, stride), accumulate, (m, n, k), a, b);
     } else {
-        product::product(kernel, dst, accumulate, (m, n, k), a, &b);
+        product::product_among(kernel, (dst, stride), accumulate, (m, n, k), a, &b);
     }
 }
 
-/// [`gemm_into`] by the `gemm` crate, with the same bits for every number of rows: the reduction is cut into blocks of
+/// [`gemm_among`] by the `gemm` crate, with the same bits for every number of rows: the reduction is cut into blocks of
 /// [`K_BLOCK`] that are added in order, and few rows are padded with zeros, because `gemm` sums in another order for one
 /// row and for tiny products.
-fn by_gemm_crate(dst: &mut [f32], accumulate: bool, (m, n, k): (usize, usize, usize), a: Operand, b: Operand) {
+fn by_gemm_crate(
+    (dst, stride): (&mut [f32], usize),
+    accumulate: bool,
+    (m, n, k): (usize, usize, usize),
+    a: Operand,
+    b: Operand,
+) {
     let padded = m.max(2).max(SMALL_PRODUCT / n + 1);
     if m < padded {
         let mut wide_a = vec![0.0; padded * k];
@@ -110,9 +131,13 @@ fn by_gemm_crate(dst: &mut [f32], accumulate: bool, (m, n, k): (usize, usize, us
             wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = *value);
         }
         let mut wide = vec![0.0; padded * n];
-        wide[..m * n].copy_from_slice(&dst[..m * n]);
-        by_gemm_crate(&mut wide, accumulate, (padded, n, k), Operand::rows(&wide_a, k), b);
-        dst[..m * n].copy_from_slice(&wide[..m * n]);
+        for (wide, row) in wide.chunks_exact_mut(n).zip(dst.chunks(stride)).take(m) {
+            wide.copy_from_slice(&row[..n]);
+        }
+        by_gemm_crate((&mut wide, n), accumulate, (padded, n, k), Operand::rows(&wide_a, k), b);
+        for (wide, row) in wide.chunks_exact(n).zip(dst.chunks_mut(stride)).take(m) {
+            row[..n].copy_from_slice(wide);
+        }
         return;
     }
     // Below this many operations waking the other threads costs more than they save.
@@ -129,7 +154,7 @@ fn by_gemm_crate(dst: &mut [f32], accumulate: bool, (m, n, k): (usize, usize, us
                 block,
                 dst.as_mut_ptr(),
                 1,
-                n as isize,
+                stride as isize,
                 accumulate || start > 0,
                 a.values.as_ptr().add(start * a.column_stride),
                 a.column_stride as isize,
@@ -349,7 +374,7 @@ mod tests {
             let (a, b, turned) = [&a, &b, &turned].map(|it| crate::to_vec(it).expect("values")).into();
             for a in [Operand::rows(&a, k), Operand::transposed(&turned, m)] {
                 let mut got = vec![1.0; m * n];
-                by_gemm_crate(&mut got, true, (m, n, k), a, Operand::rows(&b, n));
+                by_gemm_crate((&mut got, n), true, (m, n, k), a, Operand::rows(&b, n));
                 for (got, expected) in got.iter().zip(&expected) {
                     assert!((got - expected - 1.0).abs() < 1e-3);
                 }

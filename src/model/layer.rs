@@ -40,9 +40,9 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Adds the adapter's part, where there is one, to a product's output.
-    fn adapt(&self, product: Product, x: &Tensor, w: &Matrix, y: &Tensor) -> Result<()> {
-        self.adapter.as_ref().map_or(Ok(()), |adapter| adapter.add(product, x, w, y))
+    /// Adds the adapter's part, where there is one, to a product's output; its low-rank values.
+    fn adapt(&self, product: Product, x: &Tensor, w: &Matrix, y: &Tensor) -> Result<Option<Tensor>> {
+        self.adapter.as_ref().map_or(Ok(None), |adapter| adapter.add(product, x, w, y))
     }
 }
 
@@ -67,16 +67,30 @@ impl<'a> Gradients<'a> {
         &self,
         product: Product,
         dy: &Tensor,
-        x: &Tensor,
+        x: (&Tensor, Option<&Tensor>),
         w: &Matrix,
         dw: impl Fn(&'a LayerWeights) -> &'a Matrix,
     ) -> Result<Tensor> {
+        let dx = self.product_and_input(product, dy, x, w, dw, true)?;
+        dx.ok_or_else(|| candle_core::Error::msg("a product has no gradient of its input"))
+    }
+
+    /// [`Self::product`]; the gradient of the input is computed where it is wanted.
+    fn product_and_input(
+        &self,
+        product: Product,
+        dy: &Tensor,
+        x: (&Tensor, Option<&Tensor>),
+        w: &Matrix,
+        dw: impl Fn(&'a LayerWeights) -> &'a Matrix,
+        wants_input: bool,
+    ) -> Result<Option<Tensor>> {
         match self {
             Self::Full(gradients, precision) => {
-                linear_backward_weight(dw(gradients).dense()?, dy, x, *precision)?;
-                w.backward_input(dy, *precision)
+                linear_backward_weight(dw(gradients).dense()?, dy, x.0, *precision)?;
+                wants_input.then(|| w.backward_input(dy, *precision)).transpose()
             }
-            Self::Adapter(adapter, gradients) => adapter.backward(product, dy, x, w, gradients),
+            Self::Adapter(adapter, gradients) => adapter.backward(product, dy, x, w, gradients, wants_input),
         }
     }
 
@@ -99,6 +113,8 @@ pub struct Saved {
     h_rstd: Tensor,  // [N]
     h_norm: Tensor,  // [N, C]
     gate_up: Tensor, // [N, 2F]
+    /// Low-rank values of an adapter, by product in the order of [`Product`].
+    low: [Option<Tensor>; 4],
 }
 
 struct SavedQkNorm {
@@ -145,7 +161,7 @@ pub fn forward(
 ) -> Result<Tensor> {
     let (x_norm, x_rstd) = rms_norm::forward(x, &weights.input_norm, pass.eps)?;
     let qkv = weights.qkv.linear(&x_norm, weights.qkv_bias.as_ref(), None, pass.precision)?; // [N, (H + 2K)·D]
-    context.adapt(Product::Qkv, &x_norm, &weights.qkv, &qkv)?;
+    let low_qkv = context.adapt(Product::Qkv, &x_norm, &weights.qkv, &qkv)?;
     let qk_norm = match &weights.qk_norm {
         Some((q_norm, k_norm)) => {
             let before = if saved.is_some() { qkv.copy()? } else { qkv.clone() };
@@ -162,21 +178,23 @@ pub fn forward(
     }
     let (o, lse) = attention::forward(&qkv, context.cu_seqlens, heads)?;
     let h = weights.o.linear(&o, weights.o_bias.as_ref(), Some(x), pass.precision)?; // [N, C]
-    context.adapt(Product::O, &o, &weights.o, &h)?;
+    let low_o = context.adapt(Product::O, &o, &weights.o, &h)?;
     let (h_norm, h_rstd) = rms_norm::forward(&h, &weights.post_norm, pass.eps)?;
     let gate_up = weights.gate_up.linear(&h_norm, None, None, pass.precision)?; // [N, 2F]
-    context.adapt(Product::GateUp, &h_norm, &weights.gate_up, &gate_up)?;
+    let low_gate_up = context.adapt(Product::GateUp, &h_norm, &weights.gate_up, &gate_up)?;
     let hidden = swiglu::forward(&gate_up)?; // [N, F]
     let y = weights.down.linear(&hidden, None, Some(&h), pass.precision)?;
-    context.adapt(Product::Down, &hidden, &weights.down, &y)?;
+    let low_down = context.adapt(Product::Down, &hidden, &weights.down, &y)?;
     if let Some(saved) = saved {
         let x = x.clone();
-        saved.push(Saved { x, x_rstd, x_norm, qk_norm, qkv, o, lse, h, h_rstd, h_norm, gate_up });
+        let low = [low_qkv, low_o, low_gate_up, low_down];
+        saved.push(Saved { x, x_rstd, x_norm, qk_norm, qkv, o, lse, h, h_rstd, h_norm, gate_up, low });
     }
     Ok(y)
 }
 
-/// One block backward: `dy [N, C]` → `dx [N, C]`; adds to `gradients` in place.
+/// One block backward: `dy [N, C]` → `dx [N, C]` where that is wanted; adds to `gradients` in place.
+#[allow(clippy::too_many_arguments, reason = "what a block is made of, and what it kept")]
 pub fn backward(
     dy: &Tensor,
     saved: &Saved,
@@ -185,20 +203,24 @@ pub fn backward(
     heads: &Heads,
     pass: &Pass,
     cu_seqlens: &[usize],
-) -> Result<Tensor> {
+    wants_input: bool,
+) -> Result<Option<Tensor>> {
+    let [low_qkv, low_o, low_gate_up, low_down] = saved.low.each_ref().map(Option::as_ref);
     let hidden = swiglu::forward(&saved.gate_up)?;
-    let d_hidden = gradients.product(Product::Down, dy, &hidden, &weights.down, |full| &full.down)?;
+    let d_hidden = gradients.product(Product::Down, dy, (&hidden, low_down), &weights.down, |full| &full.down)?;
     let d_gate_up = swiglu::backward(&d_hidden, &saved.gate_up)?;
     drop((hidden, d_hidden));
     let dh_norm =
-        gradients.product(Product::GateUp, &d_gate_up, &saved.h_norm, &weights.gate_up, |full| &full.gate_up)?;
+        gradients.product(Product::GateUp, &d_gate_up, (&saved.h_norm, low_gate_up), &weights.gate_up, |full| {
+            &full.gate_up
+        })?;
     let post_norm = gradients.small(&weights.post_norm, |full| Some(&full.post_norm))?;
     let dh = rms_norm::backward(&dh_norm, &saved.h, &weights.post_norm, &saved.h_rstd, &post_norm, Some(dy))?;
 
     if let Some(o_bias) = gradients.full().and_then(|full| full.o_bias.as_ref()) {
         bias_backward(o_bias, &dh)?;
     }
-    let d_o = gradients.product(Product::O, &dh, &saved.o, &weights.o, |full| &full.o)?;
+    let d_o = gradients.product(Product::O, &dh, (&saved.o, low_o), &weights.o, |full| &full.o)?;
     let dqkv = attention::backward(&d_o, &saved.o, &saved.lse, &saved.qkv, cu_seqlens, heads)?;
     rope::in_place(&dqkv, pass.cos, pass.sin, pass.positions, heads.query + heads.key_value, true)?;
     if let (Some((q_norm, k_norm)), Some(saved)) = (&weights.qk_norm, &saved.qk_norm) {
@@ -210,7 +232,10 @@ pub fn backward(
     if let Some(qkv_bias) = gradients.full().and_then(|full| full.qkv_bias.as_ref()) {
         bias_backward(qkv_bias, &dqkv)?;
     }
-    let dx_norm = gradients.product(Product::Qkv, &dqkv, &saved.x_norm, &weights.qkv, |full| &full.qkv)?;
+    let x_norm = (&saved.x_norm, low_qkv);
+    let dx_norm =
+        gradients.product_and_input(Product::Qkv, &dqkv, x_norm, &weights.qkv, |full| &full.qkv, wants_input)?;
+    let Some(dx_norm) = dx_norm else { return Ok(None) };
     let input_norm = gradients.small(&weights.input_norm, |full| Some(&full.input_norm))?;
-    rms_norm::backward(&dx_norm, &saved.x, &weights.input_norm, &saved.x_rstd, &input_norm, Some(&dh))
+    rms_norm::backward(&dx_norm, &saved.x, &weights.input_norm, &saved.x_rstd, &input_norm, Some(&dh)).map(Some)
 }

@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use glan_kernels::{
     lora::{add_column_dots, add_columns, columns, row_norms, scale_columns, scale_rows},
-    matmul::{Precision, linear, linear_backward_input, linear_backward_weight},
+    matmul::{
+        ColumnRange, Precision, add_linear, add_linear_backward_input, add_linear_backward_weight, linear,
+        linear_backward_input,
+    },
     noise::{Noise, dropout},
     to_vec,
 };
@@ -254,6 +257,11 @@ impl Adapter {
         }
     }
 
+    /// The lowest layer that has a part of the adapter; below it nothing is trained.
+    pub(super) fn first_layer(&self) -> usize {
+        self.layers.iter().position(|factors| !factors.is_empty()).unwrap_or(self.layers.len())
+    }
+
     pub(super) fn layer_gradients(&self, index: usize) -> LayerGradients<'_> {
         LayerGradients(&self.layers[index])
     }
@@ -275,6 +283,12 @@ struct Gain {
 }
 
 impl Factors {
+    /// The columns of this factor, the `place`-th of its product, in low-rank values `[N, factors · r]`.
+    fn part_of<'a>(&self, low: &'a Tensor, place: usize) -> TensorResult<ColumnRange<'a>> {
+        let r = self.a.dim(0)?;
+        ColumnRange::new(low, place * r, r)
+    }
+
     /// `B·A`, `[O, I]`
     fn delta(&self) -> TensorResult<Tensor> {
         linear_backward_input(&self.b, &self.a, Precision::F32)
@@ -311,70 +325,145 @@ impl LayerAdapter<'_> {
         }
     }
 
-    /// Adds the adapter's part to a product's output in place.
+    /// Adds the adapter's part to a product's output in place. What comes back is for the backward: the low-rank values of the
+    /// product's factors side by side, scaled; none where it has none.
     ///
-    /// **Shapes**: `x [N, I]`, `w [O, I]` the product's frozen weight, `y [N, O]`.
-    pub fn add(&self, product: Product, x: &Tensor, w: &Matrix, y: &Tensor) -> TensorResult<()> {
-        for (_, factors) in self.of(product) {
-            let low = linear(&self.dropped(x, factors)?, &factors.a, None, None, self.precision)?; // [N, r]
-            let part = linear(&low, &factors.b, None, None, self.precision)?; // [N, width]
-            // Of a quantised weight the rows are unpacked: for DoRA alone.
-            let w = factors.magnitude.as_ref().map(|_| w.rows(factors.start, factors.width)).transpose()?;
-            let gain = w.as_ref().map(|w| factors.gain(w, self.scale)).transpose()?.flatten();
-            match w.zip(gain) {
-                None => add_columns(y, factors.start, &part, &[self.scale])?,
-                Some((w, Gain { g, .. })) => {
-                    // The output may hold a residual and a bias already, so the frozen part is computed once more.
-                    let frozen = linear(x, &w, None, None, self.precision)?;
-                    let (rest, scaled): (Vec<f32>, Vec<f32>) = g.iter().map(|g| (g - 1.0, g * self.scale)).unzip();
-                    add_columns(y, factors.start, &frozen, &rest)?;
-                    add_columns(y, factors.start, &part, &scaled)?;
-                }
-            }
+    /// **Shapes**: `x [N, I]`, `w [O, I]` the product's frozen weight, `y [N, O]` → `[N, factors · r]`.
+    pub fn add(&self, product: Product, x: &Tensor, w: &Matrix, y: &Tensor) -> TensorResult<Option<Tensor>> {
+        let Some(low) = self.low(product, x)? else { return Ok(None) };
+        for (place, (_, factors)) in self.of(product).enumerate() {
+            let low = factors.part_of(&low, place)?;
+            let Some(w) = factors.magnitude.as_ref().map(|_| w.rows(factors.start, factors.width)).transpose()? else {
+                add_linear(ColumnRange::new(y, factors.start, factors.width)?, low, &factors.b, self.precision)?;
+                continue;
+            };
+            let Some(Gain { g, .. }) = factors.gain(&w, self.scale)? else { continue };
+            // The output may hold a residual and a bias already, so the frozen part is computed once more.
+            let rest: Vec<f32> = g.iter().map(|g| g - 1.0).collect();
+            add_columns(y, factors.start, &linear(x, &w, None, None, self.precision)?, &rest)?;
+            let part = Tensor::zeros((x.dim(0)?, factors.width), DType::F32, &Device::Cpu)?;
+            add_linear(ColumnRange::all(&part)?, low, &factors.b, self.precision)?;
+            add_columns(y, factors.start, &part, &g)?;
         }
-        Ok(())
+        Ok(Some(low))
     }
 
-    /// Gradient of a product's input; adds those of the adapter to `gradients`.
+    /// `s · drop(x) · Aᵀ` of all factors of a product, side by side.
+    fn low(&self, product: Product, x: &Tensor) -> TensorResult<Option<Tensor>> {
+        let Some(stacked) = self.stacked(product)? else { return Ok(None) };
+        let low = match self.dropout {
+            None => linear(x, &stacked, None, None, self.precision)?,
+            Some(_) => {
+                let low = Tensor::zeros((x.dim(0)?, stacked.dim(0)?), DType::F32, &Device::Cpu)?;
+                for (place, (_, factors)) in self.of(product).enumerate() {
+                    let dropped = self.dropped(x, factors)?;
+                    add_linear(factors.part_of(&low, place)?, ColumnRange::all(&dropped)?, &factors.a, self.precision)?;
+                }
+                low
+            }
+        };
+        low.affine(f64::from(self.scale), 0.0).map(Some)
+    }
+
+    /// The matrices `A` of a product's factors, one on top of another: `[factors · r, I]`.
+    fn stacked(&self, product: Product) -> TensorResult<Option<Tensor>> {
+        let all: Vec<&Tensor> = self.of(product).map(|(_, factors)| &factors.a).collect();
+        if all.is_empty() { Ok(None) } else { Tensor::cat(&all, 0).map(Some) }
+    }
+
+    /// Adds the gradients of a product's adapter to `gradients`; the gradient of its input where that is wanted.
     ///
-    /// **Shapes**: `dy [N, O]`, `x [N, I]`, `w [O, I]` → `[N, I]`.
+    /// **Shapes**: `dy [N, O]`, `x [N, I]`, `w [O, I]`, `low` what [`Self::add`] gave → `[N, I]`.
     pub fn backward(
         &self,
         product: Product,
         dy: &Tensor,
+        (x, low): (&Tensor, Option<&Tensor>),
+        w: &Matrix,
+        gradients: &LayerGradients,
+        wants_input: bool,
+    ) -> TensorResult<Option<Tensor>> {
+        let (Some(low), Some(stacked)) = (low, self.stacked(product)?) else {
+            return wants_input.then(|| w.backward_input(dy, self.precision)).transpose();
+        };
+        let dy = self.through_gains(product, dy, (x, low), w, gradients)?;
+        let dlow = low.zeros_like()?;
+        for (place, (index, factors)) in self.of(product).enumerate() {
+            let part = ColumnRange::new(&dy, factors.start, factors.width)?;
+            let low = factors.part_of(low, place)?;
+            add_linear_backward_weight(&gradients.0[index].b, part, low, self.precision)?;
+            add_linear_backward_input(factors.part_of(&dlow, place)?, part, &factors.b, self.precision)?;
+        }
+        let dlow = dlow.affine(f64::from(self.scale), 0.0)?;
+        self.add_down_gradients(product, &dlow, x, gradients)?;
+        if !wants_input {
+            return Ok(None);
+        }
+        let dx = w.backward_input(&dy, self.precision)?;
+        let all = ColumnRange::all(&dx)?;
+        match self.dropout {
+            None => add_linear_backward_input(all, ColumnRange::all(&dlow)?, &stacked, self.precision)?,
+            Some(_) => {
+                for (place, (_, factors)) in self.of(product).enumerate() {
+                    let part = dx.zeros_like()?;
+                    let dlow = factors.part_of(&dlow, place)?;
+                    add_linear_backward_input(ColumnRange::all(&part)?, dlow, &factors.a, self.precision)?;
+                    add_columns(&dx, 0, &self.dropped(&part, factors)?, &[1.0])?;
+                }
+            }
+        }
+        Ok(Some(dx))
+    }
+
+    /// Adds the gradients of the matrices `A`: `dlow [N, factors · r]`, `x [N, I]`.
+    fn add_down_gradients(
+        &self,
+        product: Product,
+        dlow: &Tensor,
         x: &Tensor,
+        gradients: &LayerGradients,
+    ) -> TensorResult<()> {
+        if self.dropout.is_none() {
+            // One product for all: the input is packed once.
+            let da = Tensor::zeros((dlow.dim(1)?, x.dim(1)?), DType::F32, &Device::Cpu)?;
+            add_linear_backward_weight(&da, ColumnRange::all(dlow)?, ColumnRange::all(x)?, self.precision)?;
+            for (place, (index, factors)) in self.of(product).enumerate() {
+                let r = factors.a.dim(0)?;
+                add_columns(&gradients.0[index].a, 0, &da.narrow(0, place * r, r)?, &[1.0])?;
+            }
+            return Ok(());
+        }
+        for (place, (index, factors)) in self.of(product).enumerate() {
+            let dropped = self.dropped(x, factors)?;
+            let dlow = factors.part_of(dlow, place)?;
+            add_linear_backward_weight(&gradients.0[index].a, dlow, ColumnRange::all(&dropped)?, self.precision)?;
+        }
+        Ok(())
+    }
+
+    /// DoRA's way back: adds the gradients of the magnitudes, and scales the columns of a copy of `dy` by the gains.
+    fn through_gains(
+        &self,
+        product: Product,
+        dy: &Tensor,
+        (x, low): (&Tensor, &Tensor),
         w: &Matrix,
         gradients: &LayerGradients,
     ) -> TensorResult<Tensor> {
-        // DoRA scales the columns of dy; the caller's own is still needed as it is.
-        let has_gain = self.of(product).any(|(_, factors)| factors.magnitude.is_some());
-        let dy = if has_gain { dy.copy()? } else { dy.clone() };
-        let mut parts = Vec::new();
-        for (index, factors) in self.of(product) {
-            let gradient = &gradients.0[index];
-            let dropped = self.dropped(x, factors)?;
-            let low = linear(&dropped, &factors.a, None, None, self.precision)?; // [N, r]
-            if let Some(magnitude) = &gradient.magnitude {
-                let w = w.rows(factors.start, factors.width)?;
-                if let Some(Gain { g, per_norm }) = factors.gain(&w, self.scale)? {
-                    let z = linear(x, &w, None, None, self.precision)?;
-                    add_columns(&z, 0, &linear(&low, &factors.b, None, None, self.precision)?, &[self.scale])?;
-                    add_column_dots(magnitude, &columns(&dy, factors.start, factors.width)?, &z, &per_norm)?;
-                    scale_columns(&dy, factors.start, &g)?;
-                }
-            }
-            let dpart = columns(&dy, factors.start, factors.width)?;
-            let scale = f64::from(self.scale);
-            linear_backward_weight(&gradient.b, &dpart, &low.affine(scale, 0.0)?, self.precision)?;
-            let dlow = linear_backward_input(&dpart, &factors.b, self.precision)?.affine(scale, 0.0)?; // [N, r]
-            linear_backward_weight(&gradient.a, &dlow, &dropped, self.precision)?;
-            let dx = linear_backward_input(&dlow, &factors.a, self.precision)?; // [N, I]
-            parts.push(self.dropped(&dx, factors)?);
+        if self.of(product).all(|(_, factors)| factors.magnitude.is_none()) {
+            return Ok(dy.clone());
         }
-        let dx = w.backward_input(&dy, self.precision)?;
-        for part in parts {
-            add_columns(&dx, 0, &part, &[1.0])?;
+        // The caller's own is still needed as it is.
+        let dy = dy.copy()?;
+        for (place, (index, factors)) in self.of(product).enumerate() {
+            let Some(magnitude) = &gradients.0[index].magnitude else { continue };
+            let w = w.rows(factors.start, factors.width)?;
+            let Some(Gain { g, per_norm }) = factors.gain(&w, self.scale)? else { continue };
+            let z = linear(x, &w, None, None, self.precision)?;
+            add_linear(ColumnRange::all(&z)?, factors.part_of(low, place)?, &factors.b, self.precision)?;
+            add_column_dots(magnitude, &columns(&dy, factors.start, factors.width)?, &z, &per_norm)?;
+            scale_columns(&dy, factors.start, &g)?;
         }
-        Ok(dx)
+        Ok(dy)
     }
 }

@@ -117,8 +117,16 @@ pub fn train_step(
     let mut dx = x.zeros_like()?;
     embedding::backward(&dx, &drows, &batch.trained_rows)?;
     drop(x);
-    for index in (0..model.weights.layers.len()).rev() {
-        dx = step.backward(index, &dx, &mut kept)?;
+    // Below the lowest layer with something to train no gradient is wanted.
+    let (first, below) = match trained {
+        Trained::Full(_) => (0, true),
+        Trained::Adapter { adapter, .. } => (adapter.first_layer(), false),
+    };
+    for index in (first..model.weights.layers.len()).rev() {
+        match step.backward(index, &dx, &mut kept, below || index > first)? {
+            Some(of_input) => dx = of_input,
+            None => break,
+        }
     }
     if let Trained::Full(gradients) = trained {
         embedding::backward(&gradients.embed_tokens, &dx, &batch.token_ids)?;
@@ -176,7 +184,7 @@ impl<'a> Step<'a> {
         Ok(y)
     }
 
-    fn backward(&self, index: usize, dy: &Tensor, kept: &mut Kept) -> Result<Tensor> {
+    fn backward(&self, index: usize, dy: &Tensor, kept: &mut Kept, wants_input: bool) -> Result<Option<Tensor>> {
         if kept.saved.is_empty()
             && let Some(mut x) = kept.inputs.pop()
         {
@@ -198,7 +206,8 @@ impl<'a> Step<'a> {
         };
         let (pass, heads) = (self.model.pass(&self.batch.positions), self.model.config.heads(index));
         let weights = &self.model.weights.layers[index];
-        Ok(layer::backward(dy, &saved, weights, &gradients, &heads, &pass, &self.batch.cu_seqlens)?)
+        let cu_seqlens = &self.batch.cu_seqlens;
+        Ok(layer::backward(dy, &saved, weights, &gradients, &heads, &pass, cu_seqlens, wants_input)?)
     }
 
     fn dropout(&self) -> Option<(f32, Noise)> {

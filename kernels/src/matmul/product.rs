@@ -53,6 +53,19 @@ pub(super) fn product(
     a: Operand,
     b: &impl Columns,
 ) {
+    product_among(kernel, (dst, n), accumulate, (m, n, k), a, b);
+}
+
+/// [`product`] into columns of wider rows: `dst` begins with the first value of the result, `stride` from one row to the
+/// next.
+pub(super) fn product_among(
+    kernel: Kernel,
+    (dst, stride): (&mut [f32], usize),
+    accumulate: bool,
+    (m, n, k): (usize, usize, usize),
+    a: Operand,
+    b: &impl Columns,
+) {
     let words_per_row = kernel.steps(K_BLOCK.min(k)) * kernel.words_per_step();
     let chunk = (CHUNK_WORDS / words_per_row).max(kernel.max_rows);
     let mut packed = ROWS.take();
@@ -60,7 +73,7 @@ pub(super) fn product(
         let span = (start, K_BLOCK.min(k - start));
         for first in (0..m).step_by(chunk) {
             let rows = chunk.min(m - first);
-            let place = Place::new(&mut dst[first * n..(first + rows) * n], rows, n, None, accumulate || start > 0);
+            let place = Place::among(&mut dst[first * stride..], (rows, n, stride), accumulate || start > 0);
             multiply_chunk(kernel, &mut packed, &place, (first, rows, n), span, a, b);
         }
     }
