@@ -21,7 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
-use tokenizers::PostProcessorWrapper;
+use tokenizers::{PostProcessorWrapper, PreTokenizerWrapper};
 
 use self::pieces::PieceRule;
 pub use self::{
@@ -100,6 +100,7 @@ impl Tokenizer {
         hf.with_truncation(None).map_err(|error| anyhow!("`{}`: {error}", path.display()))?;
         hf.with_padding(None);
         keep_whole_offsets(&mut hf)?;
+        forget_whole_texts(&mut hf);
 
         let config = optional_json(&directory.join("tokenizer_config.json"))?;
         let map = optional_json(&directory.join("special_tokens_map.json"))?;
@@ -338,6 +339,21 @@ fn keep_whole_offsets(hf: &mut tokenizers::Tokenizer) -> Result<()> {
         hf.with_post_processor(Some(serde_json::from_value::<PostProcessorWrapper>(value)?));
     }
     Ok(())
+}
+
+/// Keeps a model that is given whole texts, as SentencePiece's are, from remembering them: every thread would hold up to 10,000
+/// texts of 256 bytes with 32 bytes for each of their characters. Words, which come again, are worth it.
+fn forget_whole_texts(hf: &mut tokenizers::Tokenizer) {
+    let is_whole = match hf.get_pre_tokenizer() {
+        None => true,
+        Some(PreTokenizerWrapper::Metaspace(metaspace)) => !metaspace.split,
+        Some(_) => false,
+    };
+    if is_whole {
+        let mut model = hf.get_model().clone();
+        model.resize_cache(0);
+        hf.with_model(model);
+    }
 }
 
 /// Whether `tokenizer.json`'s own post-processor begins a sequence with `bos`.

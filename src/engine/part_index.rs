@@ -8,11 +8,16 @@
 
 use std::collections::BTreeSet;
 
+use smallvec::SmallVec;
+
 use super::prefix_hash::BlockHash;
 
-/// A known block: what stands before it, the tokens that it holds from its first on, its number. In this order those that
-/// begin alike are neighbours.
-type Entry = (Option<BlockHash>, Vec<u32>, u32);
+/// Tokens that a block holds from its first on; in place for blocks of up to 16, because memory of their own would lie
+/// scattered among what lives shorter.
+type Tokens = SmallVec<[u32; 16]>;
+
+/// A known block: what stands before it, its tokens, its number. In this order those that begin alike are neighbours.
+type Entry = (Option<BlockHash>, Tokens, u32);
 
 /// A block that begins with the tokens asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +35,7 @@ pub struct PartIndex {
     /// Those that this step fills.
     promised: BTreeSet<Entry>,
     /// Per block: what stands before it and its tokens, where it is known.
-    known: Vec<Option<(Option<BlockHash>, Vec<u32>)>>,
+    known: Vec<Option<(Option<BlockHash>, Tokens)>>,
 }
 
 impl PartIndex {
@@ -47,8 +52,9 @@ impl PartIndex {
     /// Enters a block that this step fills with `token_ids` (`[1..=Z]`) behind `parent`, in place of what was known of it.
     pub fn insert(&mut self, block: u32, parent: Option<BlockHash>, token_ids: &[u32]) {
         self.remove(block);
-        self.promised.insert((parent, token_ids.to_vec(), block));
-        self.known[block as usize] = Some((parent, token_ids.to_vec()));
+        let tokens = Tokens::from_slice(token_ids);
+        self.known[block as usize] = Some((parent, tokens.clone()));
+        self.promised.insert((parent, tokens, block));
     }
 
     /// Takes a block out, if it is here.
@@ -75,7 +81,7 @@ impl PartIndex {
     /// The block behind `parent` that has most tokens in common with `token_ids`: among those that are filled, and among
     /// those that this step is to fill.
     pub fn longest(&self, parent: Option<BlockHash>, token_ids: &[u32]) -> (Option<Part>, Option<Part>) {
-        let sought = (parent, token_ids.to_vec(), 0);
+        let sought = (parent, Tokens::from_slice(token_ids), 0);
         let longest = |entries: &BTreeSet<Entry>| {
             let neighbours = [entries.range(&sought..).next(), entries.range(..&sought).next_back()];
             let parts = neighbours.into_iter().flatten().filter(|entry| entry.0 == parent).map(|(_, held, block)| {

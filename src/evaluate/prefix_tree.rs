@@ -18,13 +18,25 @@ pub struct PrefixTree {
     max_tokens: usize,
 }
 
-/// What follows the end of an edge.
-#[derive(Default)]
+/// What follows the end of an edge. Children begin with different tokens and form a list, the youngest first: memory of its
+/// own for every node would lie scattered among what lives shorter.
+#[derive(Clone, Copy)]
 struct Node {
     /// The edge that leads here, as a part of `tokens`.
-    edge: Range<usize>,
-    /// Nodes whose edges begin with different tokens.
-    children: Vec<usize>,
+    start: u32,
+    end: u32,
+    first_child: u32,
+    next_sibling: u32,
+}
+
+/// No node.
+const NONE: u32 = u32::MAX;
+
+impl Node {
+    fn leaf(edge: Range<usize>) -> Self {
+        // Never more than `MAX_TOKENS` and one input.
+        Self { start: edge.start as u32, end: edge.end as u32, first_child: NONE, next_sibling: NONE }
+    }
 }
 
 impl PrefixTree {
@@ -34,7 +46,7 @@ impl PrefixTree {
     }
 
     fn holding(max_tokens: usize) -> Self {
-        Self { tokens: Vec::new(), nodes: vec![Node::default()], forgotten: 0, max_tokens }
+        Self { tokens: Vec::new(), nodes: vec![Node::leaf(0..0)], forgotten: 0, max_tokens }
     }
 
     /// Distinct non-empty beginnings of all inputs so far.
@@ -48,7 +60,8 @@ impl PrefixTree {
         if self.tokens.len() > self.max_tokens.max(input.len()) {
             self.forgotten += self.tokens.len() - input.len();
             self.tokens.clear();
-            self.nodes = vec![Node::default()];
+            self.nodes.truncate(1);
+            self.nodes[0] = Node::leaf(0..0);
             self.grow(input);
         }
     }
@@ -57,14 +70,16 @@ impl PrefixTree {
         let (mut at, mut rest) = (0, input);
         while let Some(&first) = rest.first() {
             // Documents come one after another, so what matches is mostly the last.
-            let known = self.nodes[at].children.iter().rposition(|&child| self.edge(child)[0] == first);
-            let Some(place) = known else {
+            let mut child = self.nodes[at].first_child;
+            while child != NONE && self.edge(child as usize)[0] != first {
+                child = self.nodes[child as usize].next_sibling;
+            }
+            if child == NONE {
                 let start = self.tokens.len();
                 self.tokens.extend_from_slice(rest);
-                self.add_child(at, Node { edge: start..self.tokens.len(), children: Vec::new() });
-                return;
-            };
-            let child = self.nodes[at].children[place];
+                return self.add_child(at, Node::leaf(start..self.tokens.len()));
+            }
+            let child = child as usize;
             let common = self.edge(child).iter().zip(rest).take_while(|(one, other)| one == other).count();
             rest = &rest[common..];
             if common < self.edge(child).len() && !rest.is_empty() {
@@ -76,20 +91,21 @@ impl PrefixTree {
 
     /// Ends a node's edge after `length` tokens; what followed becomes its only child.
     fn split(&mut self, node: usize, length: usize) {
-        let Node { edge, children } = std::mem::take(&mut self.nodes[node]);
-        let middle = edge.start + length;
-        self.nodes[node].edge = edge.start..middle;
-        self.add_child(node, Node { edge: middle..edge.end, children });
+        let whole = self.nodes[node];
+        let middle = whole.start + length as u32;
+        (self.nodes[node].end, self.nodes[node].first_child) = (middle, NONE);
+        self.add_child(node, Node { start: middle, ..whole });
     }
 
     fn add_child(&mut self, node: usize, child: Node) {
-        self.nodes.push(child);
-        let child = self.nodes.len() - 1;
-        self.nodes[node].children.push(child);
+        let number = self.nodes.len() as u32;
+        let next_sibling = std::mem::replace(&mut self.nodes[node].first_child, number);
+        self.nodes.push(Node { next_sibling, ..child });
     }
 
     fn edge(&self, node: usize) -> &[u32] {
-        &self.tokens[self.nodes[node].edge.clone()]
+        let Node { start, end, .. } = self.nodes[node];
+        &self.tokens[start as usize..end as usize]
     }
 }
 
