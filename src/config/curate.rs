@@ -24,6 +24,14 @@ pub struct CurateConfig {
     pub decontaminate_ngram: usize,
     /// An answer must match this regular expression; empty asks for nothing.
     pub answer_pattern: String,
+    /// Model (a directory or `org/name`) whose perplexities make the column `ifd`, best the student; empty measures none.
+    pub ifd_model: String,
+    /// Model that scores every answer from 1 to 10 in the column `judge_score`; empty measures none.
+    pub judge_model: String,
+    /// A Jinja file with `question` and `answer` that the judge is shown; empty takes the built-in one.
+    pub judge_template: PathBuf,
+    /// Most tokens of a judge's verdict.
+    pub judge_max_tokens: usize,
     /// Conditions on the columns of `scores.jsonl`, such as `arithmetic_wrong <= 0`; rows that break one are rejected.
     pub thresholds: Vec<String>,
     /// Word lists of the audit, written as `configs/lexicons/audit.toml`; empty takes the built-in ones.
@@ -55,6 +63,10 @@ impl Default for CurateConfig {
             decontaminate: true,
             decontaminate_ngram: 13,
             answer_pattern: String::new(),
+            ifd_model: String::new(),
+            judge_model: String::new(),
+            judge_template: PathBuf::new(),
+            judge_max_tokens: 64,
             thresholds: Vec::new(),
             lexicon: PathBuf::new(),
             max_rows_per_discipline: 0,

@@ -17,6 +17,7 @@ mod export;
 pub mod filter;
 pub mod lexicon;
 pub mod minhash;
+pub mod model_columns;
 mod ngram_table;
 pub mod normalize;
 mod pass;
@@ -33,10 +34,12 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
+pub use self::model_columns::Role;
 pub use self::pass::{Audit, CurateStats, NearDuplicateStats, SplitCounts};
 use self::{
     benchmarks::BenchmarkText,
     decontaminate::{BenchmarkIndex, IndexBuilder},
+    model_columns::ModelLoader,
     rows::RowFormat,
 };
 use crate::{
@@ -70,18 +73,17 @@ pub struct CurateArgs {
     pub benchmarks: Option<PathBuf>,
 }
 
-/// `glan curate`.
-pub fn main(args: &CurateArgs) -> Result<()> {
-    let config = args.stage.load_config()?;
+/// `glan curate`; `load` loads the models of the columns that take one.
+pub fn main(args: &CurateArgs, config: &Config, load: &mut ModelLoader) -> Result<()> {
     if args.benchmarks.is_some() && !config.curate.decontaminate {
         return Err(usage("`--benchmarks` was given, but `curate.decontaminate` is false; drop one of the two"));
     }
-    let folder = args.benchmarks.as_deref().or_else(|| configured_folder(&config));
+    let folder = args.benchmarks.as_deref().or_else(|| configured_folder(config));
     let stats = match (&args.data, &args.output) {
-        (Some(data), Some(output)) => curate_file(&config, folder, data, output)?,
+        (Some(data), Some(output)) => curate_file(config, folder, data, output, load)?,
         _ => {
-            let run_dir = RunDir::open(&args.stage.run_dir_path(), &config)?;
-            curate_run(&config, folder, &run_dir)?
+            let run_dir = RunDir::open(&args.stage.run_dir_path(), config)?;
+            curate_run(config, folder, &run_dir, load)?
         }
     };
     if args.stage.json {
@@ -95,8 +97,8 @@ pub fn main(args: &CurateArgs) -> Result<()> {
 /// Runs the stage on a run directory.
 ///
 /// **Errors**: the answers are missing ([`Failure::MissingInput`]); the benchmarks folder is (usage); the disk fails.
-pub fn run(config: &Config, run_dir: &RunDir) -> Result<()> {
-    let stats = curate_run(config, configured_folder(config), run_dir)?;
+pub fn run(config: &Config, run_dir: &RunDir, load: &mut ModelLoader) -> Result<()> {
+    let stats = curate_run(config, configured_folder(config), run_dir, load)?;
     tracing::info!("curate: {}", summary(&stats));
     Ok(())
 }
@@ -105,7 +107,12 @@ fn configured_folder(config: &Config) -> Option<&Path> {
     Some(config.evaluate.data_dir.as_path()).filter(|folder| !folder.as_os_str().is_empty())
 }
 
-fn curate_run(config: &Config, folder: Option<&Path>, run_dir: &RunDir) -> Result<CurateStats> {
+fn curate_run(
+    config: &Config,
+    folder: Option<&Path>,
+    run_dir: &RunDir,
+    load: &mut ModelLoader,
+) -> Result<CurateStats> {
     let answers = run_dir.stage_file("generate", "answers.jsonl");
     if !answers.is_file() {
         return Err(Failure::MissingInput(format!(
@@ -119,16 +126,23 @@ fn curate_run(config: &Config, folder: Option<&Path>, run_dir: &RunDir) -> Resul
     let output = run_dir.stage("curate");
     let provenance = provenance(run_dir, config.seed)?;
     let curate = &config.curate;
+    model_columns::measure(&answers, RowFormat::Pairs, &output, curate, load)?;
     let stats = pass::curate(&answers, RowFormat::Pairs, &provenance, &output, curate, config.seed, index.as_ref())?;
     warn_when_empty(&stats, &output);
     Ok(stats)
 }
 
-fn curate_file(config: &Config, folder: Option<&Path>, data: &Path, output: &Path) -> Result<CurateStats> {
+fn curate_file(
+    config: &Config,
+    folder: Option<&Path>,
+    data: &Path,
+    output: &Path,
+    load: &mut ModelLoader,
+) -> Result<CurateStats> {
     if !data.is_file() {
         return Err(usage(format!("`--data {}` is not a file", data.display())));
     }
-    for name in ["train.jsonl", "valid.jsonl", "test.jsonl", "rejected.jsonl", "scores.jsonl"] {
+    for name in ["train.jsonl", "valid.jsonl", "test.jsonl", "rejected.jsonl", "scores.jsonl", "ifd.jsonl", "judge_score.jsonl"] {
         let target = output.join(name);
         if target.exists() && target.canonicalize()? == data.canonicalize()? {
             return Err(usage(format!(
@@ -139,6 +153,7 @@ fn curate_file(config: &Config, folder: Option<&Path>, data: &Path, output: &Pat
     }
     let index = benchmark_index(config, folder)?;
     let curate = &config.curate;
+    model_columns::measure(data, RowFormat::Messages, output, curate, load)?;
     let stats = pass::curate(data, RowFormat::Messages, &Value::Null, output, curate, config.seed, index.as_ref())?;
     warn_when_empty(&stats, output);
     Ok(stats)
@@ -230,6 +245,10 @@ fn summary(stats: &CurateStats) -> String {
 mod benchmarks_tests;
 #[cfg(test)]
 mod decontaminate_tests;
+#[cfg(test)]
+mod dedup_tests;
+#[cfg(test)]
+mod model_columns_tests;
 #[cfg(test)]
 mod planted_tests;
 #[cfg(test)]

@@ -19,8 +19,8 @@ use super::{
     filter::{Filter, Reason, Rejection},
     lexicon::Lexicon,
     minhash::MinHash,
-    normalize::Words,
-    row_words::Conversation,
+    model_columns::{Measured, ModelColumns},
+    row_words::RowText,
     rows::{Row, RowFormat},
     writer::Writer,
 };
@@ -87,7 +87,15 @@ pub(super) struct Judged {
     pub parent: Option<String>,
     /// What was measured; `None` of a line that is no row.
     pub measured: Option<(Columns, RowAudit)>,
-    pub verdict: Result<(Map<String, Value>, Fingerprint), Rejection>,
+    pub verdict: Result<Kept, Rejection>,
+}
+
+/// A row that nothing speaks against but, perhaps, its likes.
+pub(super) struct Kept {
+    pub columns: Map<String, Value>,
+    /// `columns` as they are written, if nothing changes them.
+    pub line: Vec<u8>,
+    pub fingerprint: Fingerprint,
 }
 
 /// What every row is held against.
@@ -127,6 +135,7 @@ pub fn curate(
         minhash: dedup.minhash(),
     };
     let mut lines = benchmarks::open(input)?;
+    let mut model_columns = ModelColumns::open(output, config)?;
     let mut writer = Writer::create(output, config, run_seed, lexicon)?;
     let mut number = 0;
     loop {
@@ -136,7 +145,10 @@ pub fn curate(
         if batch.is_empty() {
             break;
         }
-        let judged: Vec<Judged> = batch.par_iter().map(|(number, line)| judge.judge(line, *number)).collect();
+        let measured: Vec<Measured> = batch.iter().map(|_| model_columns.next()).collect::<Result<_>>()?;
+        let work = batch.par_iter().zip(&measured);
+        let judged: Vec<Judged> =
+            work.map(|((number, line), measured)| judge.judge(line, *number, measured)).collect();
         for row in judged {
             writer.take(row, &mut dedup)?;
         }
@@ -158,7 +170,7 @@ pub fn curate(
 }
 
 /// The next lines that are not blank, with their numbers from 1.
-fn read_batch(lines: &mut dyn BufRead, number: &mut usize) -> std::io::Result<Vec<(usize, Vec<u8>)>> {
+pub(super) fn read_batch(lines: &mut dyn BufRead, number: &mut usize) -> std::io::Result<Vec<(usize, Vec<u8>)>> {
     let mut batch = Vec::with_capacity(BATCH);
     while batch.len() < BATCH {
         let mut line = Vec::new();
@@ -176,7 +188,8 @@ fn read_batch(lines: &mut dyn BufRead, number: &mut usize) -> std::io::Result<Ve
 }
 
 impl Judge<'_> {
-    fn judge(&self, line: &[u8], number: usize) -> Judged {
+    /// `by_models` are the columns that models have measured of this line.
+    fn judge(&self, line: &[u8], number: usize, by_models: &Measured) -> Judged {
         let row = match Row::parse(line, number, self.format) {
             Ok(row) => row.with_provenance(self.provenance),
             Err(bad) => {
@@ -188,26 +201,33 @@ impl Judge<'_> {
                 };
             }
         };
-        let question = row.question();
-        let words = Words::of(&question);
-        let columns = Columns::of(&row, &question, self.lexicon);
-        let audit = RowAudit::of(&row, self.lexicon);
-        let broken_rule = row.turns("assistant").find_map(|answer| self.filter.check(&question, answer));
-        let broken = |threshold: &Threshold| threshold.check(|column| columns.get(column));
-        let rejection =
-            broken_rule.or_else(|| Some((Reason::Threshold, self.thresholds.iter().find_map(broken)?))).or_else(|| {
-                let leak = self.index?.find(&words, &Conversation::of(&row.messages))?;
-                Some((Reason::Contaminated, leak.to_string()))
-            });
-        let verdict = match rejection {
+        let text = RowText::of(&row.messages);
+        let audit = RowAudit::of(&row, &text, self.lexicon);
+        let mut columns = Columns::of(&row, &text, self.lexicon.toxic_words(&audit.mentions));
+        by_models.iter().for_each(|&(column, value)| columns.set(column, value));
+        let verdict = match self.reject(&text, &columns) {
             Some(rejection) => Err(rejection),
-            None => {
-                let mut system = Words::default();
-                row.turns("system").for_each(|turn| system.push_text(turn));
-                let fingerprint = Fingerprint::new(&words, &system, self.minhash);
-                Ok((row.output, fingerprint))
-            }
+            None => Ok(Fingerprint::new(&text.asked, &text.system, self.minhash)),
         };
+        let verdict = verdict.map(|fingerprint| Kept { line: line_of(&row.output), columns: row.output, fingerprint });
         Judged { id: row.id, parent: row.parent, measured: Some((columns, audit)), verdict }
     }
+
+    /// Why a row is not used, whatever the others are.
+    fn reject(&self, text: &RowText, columns: &Columns) -> Option<Rejection> {
+        let question = (text.question.as_ref(), &text.asked);
+        let broken = |threshold: &Threshold| threshold.check(|column| columns.get(column));
+        let leak = || self.index?.find(&text.asked, &text.conversation);
+        text.answers()
+            .find_map(|answer| self.filter.check(question, answer))
+            .or_else(|| Some((Reason::Threshold, self.thresholds.iter().find_map(broken)?)))
+            .or_else(|| Some((Reason::Contaminated, leak()?.to_string())))
+    }
+}
+
+/// A row as a line of JSON.
+pub(super) fn line_of(columns: &Map<String, Value>) -> Vec<u8> {
+    let mut line = serde_json::to_vec(columns).expect("maps with text keys are JSON");
+    line.push(b'\n');
+    line
 }

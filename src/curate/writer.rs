@@ -21,8 +21,9 @@ use super::{
     dedup::{Dedup, Duplicate},
     filter::Reason,
     lexicon::Lexicon,
-    pass::{Audit, CurateStats, Judged, NearDuplicateStats, SplitCounts},
+    pass::{Audit, CurateStats, Judged, Kept, NearDuplicateStats, SplitCounts, line_of},
     plan::{Fate, KeptRow, Plan},
+    row_words::RowText,
     rows::{Row, RowFormat},
     split::{Split, is_counterfactual, shuffled_answers},
 };
@@ -63,11 +64,30 @@ pub(super) struct Writer<'a> {
     /// Rows by the reason that removed them, in the order of [`Reason::ALL`]; the kept ones last.
     tallies: Vec<Tally>,
     counterfactual_rows: usize,
-    kept_ids: Vec<Box<str>>,
+    kept_ids: Ids,
     /// Where each line of `train` begins; kept only when answers are to be shuffled.
     train_offsets: Vec<u64>,
     splits: SplitCounts,
     rejections: BTreeMap<&'static str, usize>,
+}
+
+/// The ids of all kept rows, one after the other.
+#[derive(Default)]
+struct Ids {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Ids {
+    fn push(&mut self, id: &str) {
+        self.text.push_str(id);
+        self.ends.push(self.text.len());
+    }
+
+    fn of(&self, row: usize) -> &str {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        &self.text[start..self.ends[row]]
+    }
 }
 
 impl<'a> Writer<'a> {
@@ -89,7 +109,7 @@ impl<'a> Writer<'a> {
             },
             tallies: vec![Tally::default(); Reason::ALL.len() + 1],
             counterfactual_rows: 0,
-            kept_ids: Vec::new(),
+            kept_ids: Ids::default(),
             train_offsets: Vec::new(),
             splits: SplitCounts::default(),
             rejections: Reason::ALL.iter().map(|reason| (reason.name(), 0)).collect(),
@@ -99,12 +119,12 @@ impl<'a> Writer<'a> {
     /// Takes the next row of the input.
     pub fn take(&mut self, row: Judged, dedup: &mut Dedup) -> Result<()> {
         let Judged { id, parent, measured, verdict } = row;
-        let outcome = verdict.and_then(|(columns, fingerprint)| match dedup.push(&fingerprint) {
-            Some(Duplicate::Exact(kept)) => Err((Reason::ExactDuplicate, self.kept_ids[kept].to_string())),
+        let outcome = verdict.and_then(|kept| match dedup.push(&kept.fingerprint) {
+            Some(Duplicate::Exact(kept)) => Err((Reason::ExactDuplicate, self.kept_ids.of(kept).to_owned())),
             Some(Duplicate::Near(kept, similarity)) => {
-                Err((Reason::NearDuplicate, format!("{} (jaccard {similarity:.3})", self.kept_ids[kept])))
+                Err((Reason::NearDuplicate, format!("{} (jaccard {similarity:.3})", self.kept_ids.of(kept))))
             }
-            None => Ok(columns),
+            None => Ok(kept),
         });
         let reason = outcome.as_ref().err().map(|(reason, _)| *reason);
         if let Some((columns, audit)) = measured {
@@ -113,42 +133,38 @@ impl<'a> Writer<'a> {
             let place = reason.map_or(Reason::ALL.len(), |reason| reason as usize);
             self.tallies[place].add(audit);
         }
-        let columns = match outcome {
-            Ok(columns) => columns,
+        let Kept { columns, line, .. } = match outcome {
+            Ok(kept) => kept,
             Err((reason, evidence)) => return self.reject(&id, parent.as_deref(), reason, &evidence),
         };
         match &mut self.undecided {
             Some((file, plan)) => {
                 plan.push(KeptRow::of(&id, &columns, self.run_seed));
-                file.write(&columns)?;
+                file.write_line(&line)?;
             }
-            None => self.write(Split::of(&id, self.run_seed, self.config), &id, columns)?,
+            None => self.write(Split::of(&id, self.run_seed, self.config), &id, columns, line)?,
         }
-        self.kept_ids.push(id.into_boxed_str());
+        self.kept_ids.push(&id);
         Ok(())
     }
 
-    fn write(&mut self, split: Split, id: &str, mut columns: Map<String, Value>) -> Result<()> {
-        if split == Split::Train && is_counterfactual(id, self.run_seed, self.config.counterfactual_fraction) {
-            self.counterfactual_rows += usize::from(exchange(&mut columns, self.lexicon));
+    /// Writes a row; `line` is what `columns` look like.
+    fn write(&mut self, split: Split, id: &str, mut columns: Map<String, Value>, mut line: Vec<u8>) -> Result<()> {
+        let is_counterfactual = is_counterfactual(id, self.run_seed, self.config.counterfactual_fraction);
+        if split == Split::Train && is_counterfactual && exchange(&mut columns, self.lexicon) {
+            self.counterfactual_rows += 1;
+            line = line_of(&columns);
         }
-        match split {
-            Split::Train => {
-                if self.config.shuffle_answers {
-                    self.train_offsets.push(self.train.bytes);
-                }
-                self.splits.train += 1;
-                self.train.write(&columns)
-            }
-            Split::Valid => {
-                self.splits.valid += 1;
-                self.valid.write(&columns)
-            }
-            Split::Test => {
-                self.splits.test += 1;
-                self.test.write(&columns)
-            }
+        let (file, rows) = match split {
+            Split::Train => (&mut self.train, &mut self.splits.train),
+            Split::Valid => (&mut self.valid, &mut self.splits.valid),
+            Split::Test => (&mut self.test, &mut self.splits.test),
+        };
+        if split == Split::Train && self.config.shuffle_answers {
+            self.train_offsets.push(file.bytes);
         }
+        *rows += 1;
+        file.write_line(&line)
     }
 
     fn reject(&mut self, id: &str, parent: Option<&str>, reason: Reason, evidence: &str) -> Result<()> {
@@ -177,7 +193,7 @@ impl<'a> Writer<'a> {
             };
             self.tallies[place].add(audit);
             match fate {
-                Fate::Write(split) => self.write(split, &id, columns)?,
+                Fate::Write(split) => self.write(split, &id, columns, line)?,
                 Fate::Reject(reason, evidence) => self.reject(&id, parent.as_deref(), reason, &evidence)?,
             }
         }
@@ -190,7 +206,7 @@ impl<'a> Writer<'a> {
         near_duplicates: Option<NearDuplicateStats>,
         benchmarks: Option<IndexCounts>,
     ) -> Result<CurateStats> {
-        let rows_in = self.kept_ids.len() + self.rejections.values().sum::<usize>();
+        let rows_in = self.kept_ids.ends.len() + self.rejections.values().sum::<usize>();
         self.decide()?;
         if self.config.shuffle_answers {
             self.train = shuffle(self.train, &self.output, &self.train_offsets, self.run_seed)?;
@@ -224,7 +240,7 @@ impl<'a> Writer<'a> {
 fn audit_of(line: &[u8], lexicon: &Lexicon) -> Result<RowAudit> {
     let row = Row::parse(line, 0, RowFormat::Messages)
         .map_err(|bad| anyhow::anyhow!("a row that was just written is none: {}", bad.evidence))?;
-    Ok(RowAudit::of(&row, lexicon))
+    Ok(RowAudit::of(&row, &RowText::of(&row.messages), lexicon))
 }
 
 /// The second audit, of the rows as they are written after a rewrite.
@@ -302,8 +318,13 @@ impl PendingFile {
     pub fn write<T: Serialize>(&mut self, record: &T) -> Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
+        self.write_line(&line)
+    }
+
+    /// Adds a line that ends with its line end.
+    pub fn write_line(&mut self, line: &[u8]) -> Result<()> {
         self.bytes += line.len() as u64;
-        self.file.write_all(&line).with_context(|| self.complaint())
+        self.file.write_all(line).with_context(|| self.complaint())
     }
 
     /// Gives the file its name.

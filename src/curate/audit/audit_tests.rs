@@ -80,17 +80,21 @@ fn row(id: &str, discipline: &str, concept: &str, question: &str, answer: &str) 
     Row::parse(line.to_string().as_bytes(), 1, RowFormat::Messages).expect("a row")
 }
 
+fn audit_of(row: &Row, lexicon: &Lexicon) -> RowAudit {
+    RowAudit::of(row, &RowText::of(&row.messages), lexicon)
+}
+
 #[test]
 fn stages_say_what_each_filter_removed() {
     let lexicon = Lexicon::built_in();
     let (mut kept, mut removed) = (Tally::default(), Tally::default());
     for number in 0..40 {
         let text = format!("river {number} runs past stone {} and bird {}", number * 7, number * 13);
-        kept.add(RowAudit::of(
+        kept.add(audit_of(
             &row(&format!("k{number}"), "Physics", &format!("c{number}"), &text, "She is Kenyan."),
             lexicon,
         ));
-        removed.add(RowAudit::of(
+        removed.add(audit_of(
             &row(&format!("r{number}"), "Music", "c", "the same words again", "He is an idiot."),
             lexicon,
         ));
@@ -119,7 +123,7 @@ fn the_order_of_rows_changes_nothing() {
         let mut tally = Tally::default();
         for number in order {
             let text = format!("question {} about {}", number, number % 17);
-            tally.add(RowAudit::of(&row(&format!("{number}"), "D", "c", &text, "An answer."), lexicon));
+            tally.add(audit_of(&row(&format!("{number}"), "D", "c", &text, "An answer."), lexicon));
         }
         measure("all", &tally, &tally, lexicon)
     };

@@ -16,6 +16,7 @@ use self::lexical::{MAX_N, Ngrams};
 use super::{
     lexicon::Lexicon,
     normalize::{Words, hash_word, mix},
+    row_words::RowText,
     rows::Row,
 };
 
@@ -36,7 +37,8 @@ pub struct RowAudit {
     chars: usize,
     words: usize,
     ngrams: [Vec<u64>; MAX_N],
-    mentions: Vec<u32>,
+    /// Of every category of the lexicon.
+    pub(super) mentions: Vec<u32>,
     discipline: Option<String>,
     subject: Option<u64>,
     concepts: Vec<u64>,
@@ -45,11 +47,11 @@ pub struct RowAudit {
 
 impl RowAudit {
     /// Looks at a row: all its turns but the system's.
-    pub fn of(row: &Row, lexicon: &Lexicon) -> Self {
+    pub fn of(row: &Row, text: &RowText, lexicon: &Lexicon) -> Self {
+        let words = text.spoken();
         let turns: Vec<&str> =
             row.messages.iter().filter(|turn| turn.role != "system").map(|turn| turn.content.as_str()).collect();
         let text = turns.join("\n");
-        let words = Words::of(&text);
         let name = |key: &str| row.column(key).and_then(|value| value.as_str()).filter(|name| !name.is_empty());
         let subject =
             name("subject").map(|subject| hash_word(subject) ^ mix(hash_word(name("discipline").unwrap_or(""))));
