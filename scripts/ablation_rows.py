@@ -43,9 +43,9 @@ def ask(count, seed):
 def topics(path):
     """Topics that are written to their end."""
     return {
-        row["id"]: row["text"]
+        row["id"]: row["text"].strip()
         for row in read(path)
-        if row["text"].startswith("Discipline:") and re.search(r"\nKey concepts: .*\.\s*$", row["text"])
+        if row["text"].strip().startswith("Discipline:") and re.search(r"\nKey concepts: .*\.\s*$", row["text"])
     }
 
 
@@ -54,7 +54,7 @@ def questions(path, seed):
     found = topics(path)
     print(f"{len(found)} topics", file=sys.stderr)
     for number, (id_, text) in enumerate(found.items()):
-        row = request(number, "Write one question.\n" + text.strip(), seed * 1_000_003 + 500_000 + number, **sampling)
+        row = request(number, "Write one question.\n" + text, seed * 1_000_003 + 500_000 + number, **sampling)
         print(json.dumps({**row, "id": id_}))
 
 

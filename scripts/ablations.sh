@@ -5,7 +5,7 @@
 #
 #     scripts/ablations.sh [FOLDER] [SEEDS]      # by default runs/ablations "0 1"; about 25 minutes a seed on two cores
 #
-# What is there already is not made again. Every variant is trained on as many rows (of the smallest variant), drawn at
+# What is there already is not made again. Every variant of a seed is trained on as many rows (the smallest one's), drawn at
 # random, with the settings of configs/quick.toml; decontamination is on in all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,7 +49,7 @@ random() { # SEED: what the teacher writes by itself
     "$glan" -q curate -c "$config" --set "seed=$1" --data "$run/rows.jsonl" --output "$run/curate" > /dev/null
 }
 
-variants="glan one_session two_sessions no_deduplication no_filter rebalanced random"
+variants="glan random one_session two_sessions no_deduplication no_filter rebalanced"
 for seed in $seeds; do
     generate glan "$seed"
     generate one_session "$seed" generate.two_session_ratio=0
@@ -62,25 +62,28 @@ for seed in $seeds; do
         curate.max_question_chars=8000 curate.max_answer_chars=32000
     curate rebalanced "$seed" glan curate.max_rows_per_discipline=200
     random "$seed"
-    for variant in $variants; do cp "$folder/$variant-$seed/curate/train.jsonl" "$folder/$variant-$seed/rows_all.jsonl"; done
-    $rows with-duplicates "$folder/no_deduplication-$seed/curate" "$folder/glan-$seed/generate/answers.jsonl" \
-        > "$folder/no_deduplication-$seed/rows_all.jsonl"
-done
-
-size=$(wc -l "$folder"/*/rows_all.jsonl | awk '$2 != "total" && (least == "" || $1 < least) { least = $1 } END { print least }')
-echo "$size rows each"
-for seed in $seeds; do
+    least=
     for variant in $variants; do
         run="$folder/$variant-$seed"
-        if [ -f "$run/done-$size" ]; then continue; fi
-        $rows sample "$run/rows_all.jsonl" "$size" "$seed" > "$run/rows.train.jsonl"
+        cp "$run/curate/train.jsonl" "$run/rows_all.jsonl"
+        if [ "$variant" = no_deduplication ]; then
+            $rows with-duplicates "$run/curate" "$folder/glan-$seed/generate/answers.jsonl" > "$run/rows_all.jsonl"
+        fi
+        count=$(wc -l < "$run/rows_all.jsonl")
+        if [ -z "$least" ] || [ "$count" -lt "$least" ]; then least=$count; fi
+    done
+    echo "seed $seed: $least rows each"
+    for variant in $variants; do
+        run="$folder/$variant-$seed"
+        if [ -f "$run/done-$least" ]; then continue; fi
+        $rows sample "$run/rows_all.jsonl" "$least" "$seed" > "$run/rows.train.jsonl"
         $rows coverage benchmarks/primer/primer.jsonl "$run/rows.train.jsonl" > "$run/coverage.json"
         rm -rf "$run/train" "$run/evaluate"
         "$glan" -q train -c "$config" --set "seed=$seed" --model models/primer-base --data "$run/rows.train.jsonl" \
             --output "$run/train" > /dev/null
         "$glan" -q evaluate -c "$config" --model "$run/train/student" --tasks primer --apply-chat-template \
             --output "$run/evaluate" > /dev/null
-        touch "$run/done-$size"
+        touch "$run/done-$least"
     done
 done
 

@@ -22,8 +22,8 @@ use crate::{
     evaluate::{self, Comparison, EvaluateArgs, Role, Verdict, contamination::Contamination},
     generate::{self, Extra},
     interrupt,
-    language_model::LanguageModel,
-    model::Quantization,
+    language_model::{LanguageModel, TextEncoder},
+    model::{BertEncoder, Quantization},
     model_dir, records, report,
     run_dir::RunDir,
     telemetry::print_result,
@@ -87,7 +87,7 @@ pub fn run_stages(
 ) -> Result<(Verdict, PathBuf)> {
     stage("generate", || generate_stage(config, run_dir, device, Extra { weak, only: None }))?;
     stage("curate", || {
-        curate::run(config, run_dir, &mut |role| load_for_curate(role, config, device))?;
+        curate::run(config, run_dir, &mut CurateModels(config))?;
         let rows = |name: &str| lines(&run_dir.stage_file("curate", name));
         Ok(format!(
             "{} rows to train on, {} for validation, {} for testing, {} rejected",
@@ -163,7 +163,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
 /// `glan curate`.
 pub fn curate(args: &CurateArgs) -> Result<()> {
     let config = args.stage.load_config()?;
-    curate::main(args, &config, &mut |role| load_for_curate(role, &config, &config.device.open()?))
+    curate::main(args, &config, &mut CurateModels(&config))
 }
 
 /// `glan evaluate`.
@@ -369,12 +369,22 @@ fn load_judge(config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>
     engine::load(&judge.model, &config.engine, device, judge.dtype, judge.max_model_len)
 }
 
-fn load_for_curate(role: curate::Role, config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
-    let model = match role {
-        curate::Role::Ifd => &config.curate.ifd_model,
-        curate::Role::Judge => &config.curate.judge_model,
-    };
-    engine::load(model, &config.engine, device, DtypeChoice::default(), 0)
+/// Loads the models of curation when it comes to them; the device is opened no sooner.
+struct CurateModels<'a>(&'a Config);
+
+impl curate::Models for CurateModels<'_> {
+    fn language_model(&mut self, role: curate::Role) -> Result<Box<dyn LanguageModel>> {
+        let Self(config) = *self;
+        let model = match role {
+            curate::Role::Ifd => &config.curate.ifd_model,
+            curate::Role::Judge => &config.curate.judge_model,
+        };
+        engine::load(model, &config.engine, &config.device.open()?, DtypeChoice::default(), 0)
+    }
+
+    fn encoder(&mut self) -> Result<Box<dyn TextEncoder>> {
+        Ok(Box::new(BertEncoder::load(&self.0.curate.encoder_model)?))
+    }
 }
 
 fn print_comparison(config: &Config, run_dir: &RunDir) -> Result<()> {

@@ -18,6 +18,11 @@ pub struct CurateConfig {
     pub max_answer_chars: usize,
     /// Jaccard similarity of questions (word 3-grams) from which two rows count as near-duplicates; 1 is off.
     pub near_duplicate_threshold: f64,
+    /// Encoder of the BERT family (a directory or `org/name`) that finds questions of one meaning, and whose vectors the
+    /// audit's semantic measures are of; empty takes none.
+    pub encoder_model: String,
+    /// Cosine of two questions' vectors from which on the second is dropped; 1 drops none.
+    pub semantic_duplicate_threshold: f64,
     /// Compare rows against the evaluation sets and drop those that contain an item.
     pub decontaminate: bool,
     /// Words per n-gram of the decontamination index.
@@ -60,6 +65,8 @@ impl Default for CurateConfig {
             min_answer_chars: 1,
             max_answer_chars: 32000,
             near_duplicate_threshold: 0.8,
+            encoder_model: String::new(),
+            semantic_duplicate_threshold: 0.95,
             decontaminate: true,
             decontaminate_ngram: 13,
             answer_pattern: String::new(),

@@ -48,9 +48,8 @@ fn letters(mut number: u32) -> String {
 fn found(count: usize, replaced: impl Fn(usize) -> Vec<usize>) -> (f64, f64) {
     let mut dedup = Dedup::new(THRESHOLD);
     let minhash = dedup.minhash();
-    let mut push = |words: &[String]| {
-        dedup.push(&Fingerprint::new(&Words::of(&words.join(" ")), &Words::default(), minhash))
-    };
+    let mut push =
+        |words: &[String]| dedup.push(&Fingerprint::new(&Words::of(&words.join(" ")), &Words::default(), minhash));
     let pairs: Vec<[Vec<String>; 2]> = (0..count).map(|number| pair(number, &replaced(number))).collect();
     pairs.iter().for_each(|[question, _]| assert_eq!(push(question), None, "made questions share no triple"));
     let (mut similarity, mut hits) = (0.0, 0);
@@ -60,7 +59,10 @@ fn found(count: usize, replaced: impl Fn(usize) -> Vec<usize>) -> (f64, f64) {
         match push(other) {
             Some(Duplicate::Near(kept, stated)) => {
                 assert_eq!(kept, number, "the near-duplicate of its own question");
-                assert!((stated - exact).abs() < 1e-9 && exact >= THRESHOLD, "{number}: {stated} stated, {exact} exact");
+                assert!(
+                    (stated - exact).abs() < 1e-9 && exact >= THRESHOLD,
+                    "{number}: {stated} stated, {exact} exact"
+                );
                 hits += 1;
             }
             Some(Duplicate::Exact(_)) => panic!("{number} differs from every question"),
@@ -74,7 +76,8 @@ fn found(count: usize, replaced: impl Fn(usize) -> Vec<usize>) -> (f64, f64) {
 fn recall_right_above_the_threshold_is_the_stated_one_and_precision_is_exact() {
     const COUNT: usize = 6000;
     let middle = |number: usize| 5 + number % 30;
-    let stated = |similarity: f64| Dedup::new(THRESHOLD).minhash().map_or(0.0, |minhash| minhash.probability(similarity));
+    let stated =
+        |similarity: f64| Dedup::new(THRESHOLD).minhash().map_or(0.0, |minhash| minhash.probability(similarity));
     // One replaced word in the middle, alone and with one at an end: 0.854 and 0.810.
     for (replaced, least) in [(vec![], 0.85), (vec![WORDS - 1], 0.8)] {
         let places = |number: usize| [vec![middle(number)], replaced.clone()].concat();

@@ -33,6 +33,8 @@ pub enum Reason {
     ExactDuplicate,
     /// An earlier row asks nearly the same.
     NearDuplicate,
+    /// An earlier row's question means the same.
+    SemanticDuplicate,
     /// Its discipline has enough rows.
     Quota,
     /// Shares a key concept with the test rows.
@@ -41,7 +43,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order in which rows are tried.
-    pub const ALL: [Reason; 9] = [
+    pub const ALL: [Reason; 10] = [
         Reason::Format,
         Reason::Length,
         Reason::Quality,
@@ -49,6 +51,7 @@ impl Reason {
         Reason::Contaminated,
         Reason::ExactDuplicate,
         Reason::NearDuplicate,
+        Reason::SemanticDuplicate,
         Reason::Quota,
         Reason::HeldOut,
     ];
@@ -63,6 +66,7 @@ impl Reason {
             Reason::Contaminated => "contaminated",
             Reason::ExactDuplicate => "exact_duplicate",
             Reason::NearDuplicate => "near_duplicate",
+            Reason::SemanticDuplicate => "semantic_duplicate",
             Reason::Quota => "quota",
             Reason::HeldOut => "held_out",
         }

@@ -37,9 +37,8 @@ impl MinHash {
     /// and no more of them than that takes.
     pub fn for_threshold(threshold: f64) -> Self {
         let reaches = |minhash: &Self| minhash.probability(threshold) >= RECALL_AT_THRESHOLD;
-        let fewest = |rows_per_band: usize, most: usize| {
-            (1..=most).map(|bands| Self { bands, rows_per_band }).find(reaches)
-        };
+        let fewest =
+            |rows_per_band: usize, most: usize| (1..=most).map(|bands| Self { bands, rows_per_band }).find(reaches);
         (1..=MAX_ROWS_PER_BAND)
             .rev()
             .find_map(|rows| fewest(rows, MAX_BANDS))
@@ -208,7 +207,8 @@ impl LshIndex {
                 let hash = self.link(entry, band).hash;
                 let bucket = self.bucket(band, hash);
                 let previous = std::mem::replace(&mut self.latest[bucket], entry);
-                self.links[entry as usize / CHUNK][entry as usize % CHUNK * self.minhash.bands + band].previous = previous;
+                self.links[entry as usize / CHUNK][entry as usize % CHUNK * self.minhash.bands + band].previous =
+                    previous;
             }
         }
     }

@@ -274,11 +274,7 @@ fn ifd(model: &mut dyn LanguageModel, rows: &[Result<Row, String>]) -> Result<Ve
         }
         let id = |which: usize| (2 * place + which).to_string();
         lengths[place] = answer.len();
-        requests.push(ScoreRequest {
-            id: id(0),
-            context_token_ids: context,
-            continuation_token_ids: answer.clone(),
-        });
+        requests.push(ScoreRequest { id: id(0), context_token_ids: context, continuation_token_ids: answer.clone() });
         requests.push(ScoreRequest { id: id(1), context_token_ids: Vec::new(), continuation_token_ids: answer });
     }
     let mut means: Vec<Option<f64>> = vec![None; 2 * rows.len()];
@@ -332,8 +328,10 @@ fn judge(
 /// line ("8", "[[7.5]]", "8/10"), the first of those. `None` where there is none from 1 to 10.
 fn score_in(verdict: &str) -> Option<f64> {
     static NAMED: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r#"(?i)\b(?:score|rating|rated?|grade)\b["'’*\s]*(?:(?:is|of|it|at)\b|[:=])?[\s*\[("]*(\d+(?:\.\d+)?)"#)
-            .expect("a fixed pattern")
+        Regex::new(
+            r#"(?i)\b(?:score|rating|rated?|grade)\b["'’*\s]*(?:(?:is|of|it|at)\b|[:=])?[\s*\[("]*(\d+(?:\.\d+)?)"#,
+        )
+        .expect("a fixed pattern")
     });
     static BARE_LINE: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"(?m)^[\s*\[(`#>]*(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s*\])`.]*$").expect("a fixed pattern")

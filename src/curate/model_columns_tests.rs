@@ -13,7 +13,7 @@ use crate::{
     chat_template::ChatTemplate,
     config::CurateConfig,
     language_model::{
-        Completion, FinishReason, LanguageModel, ModelIdentity, Prompt, Request, Score, ScoreRequest,
+        Completion, FinishReason, LanguageModel, ModelIdentity, Prompt, Request, Score, ScoreRequest, TextEncoder,
     },
     tokenizer::{Tokenizer, toy},
 };
@@ -161,9 +161,8 @@ fn an_interrupted_measurement_goes_on_and_another_model_or_answer_begins_anew() 
     let partial = fs::read(path("ifd.jsonl"))?;
     assert!(bytes.starts_with(&partial) && partial.len() > bytes.len() / 2 && partial.len() < bytes.len());
     fs::write(path("ifd.jsonl"), [partial.as_slice(), b"{\"id\":\"r20"].concat())?;
-    let again = measured(folder.path(), &config(), |role| {
-        Scripted::new("h", if role == Role::Ifd { 1000 } else { 0 })
-    })?;
+    let again =
+        measured(folder.path(), &config(), |role| Scripted::new("h", if role == Role::Ifd { 1000 } else { 0 }))?;
     assert_eq!((again, fs::read(path("ifd.jsonl"))?), (whole, bytes.clone()));
     assert_eq!(fs::read(path("judge_score.jsonl"))?, judged);
     assert!(measured(folder.path(), &config(), |_| Scripted::new("other", 100)).is_err(), "another model");
@@ -188,6 +187,73 @@ fn a_template_that_hides_the_answer_is_a_usage_error() -> Result<()> {
     Ok(())
 }
 
+/// The scripted model, and an encoder that looks at the first letter alone.
+struct Models;
+
+impl super::Models for Models {
+    fn language_model(&mut self, _: Role) -> Result<Box<dyn LanguageModel>> {
+        Ok(Box::new(Scripted::new("h", usize::MAX)))
+    }
+
+    fn encoder(&mut self) -> Result<Box<dyn TextEncoder>> {
+        Ok(Box::new(FirstLetter(Scripted::new("encoder", 0).identity)))
+    }
+}
+
+struct FirstLetter(ModelIdentity);
+
+impl TextEncoder for FirstLetter {
+    fn encode(&self, text: &str) -> Result<Vec<f32>> {
+        let mut vector = vec![0.0; 26];
+        vector[usize::from(text.to_lowercase().as_bytes()[0] - b'a')] = 1.0;
+        Ok(vector)
+    }
+
+    fn identity(&self) -> &ModelIdentity {
+        &self.0
+    }
+}
+
+#[test]
+fn questions_of_one_meaning_name_the_first_and_the_audit_names_the_encoder() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (input, output) = (folder.path().join("in.jsonl"), folder.path().join("out"));
+    // Number 600 is in the second batch; of the same letter as 0, and of the same words as 1, which means what 0 means.
+    let question = |number: usize| match number {
+        600 => "Apes climb high trees".to_owned(),
+        601 => "ANTS march along, in lines".to_owned(),
+        0 => "A lone wolf howls".to_owned(),
+        1 => "Ants march along in lines".to_owned(),
+        number => format!("{} is the letter of row {number}", char::from(b'b' + (number % 25) as u8)),
+    };
+    let row = |number: usize| {
+        json!({"id": format!("r{number}"), "messages": [{"role": "user", "content": question(number)},
+            {"role": "assistant", "content": "So it is."}]})
+    };
+    fs::write(&input, (0..602).map(|number| format!("{}\n", row(number))).collect::<String>())?;
+    let mut config = crate::config::Config::default();
+    config.curate.encoder_model = "e".into();
+    let stats = super::curate_file(&config, None, &input, &output, &mut Models)?;
+    assert_eq!((stats.rows_in, stats.kept, stats.rejected["semantic_duplicate"]), (602, 26, 575));
+    let rejected: Vec<Value> = crate::records::read_jsonl(&output.join("rejected.jsonl"))?;
+    let evidence = |id: &str| {
+        let row = rejected.iter().find(|row| row["id"] == id).expect("it is rejected");
+        format!("{} {}", row["reason"].as_str().unwrap_or_default(), row["evidence"].as_str().unwrap_or_default())
+    };
+    assert_eq!(evidence("r1"), "semantic_duplicate r0 (cosine 1.000)");
+    assert_eq!(evidence("r600"), "semantic_duplicate r0 (cosine 1.000)");
+    assert_eq!(evidence("r601"), "exact_duplicate r0", "the row that means the same is the one that was kept");
+    let audit: Value = crate::records::read_json(&output.join("audit.json"))?;
+    assert_eq!(audit["stages"][0]["vectors"], "scripted");
+    let last = audit["stages"].as_array().and_then(|stages| stages.last()).expect("stages");
+    assert!(last["vendi_score"].as_f64().is_some_and(|score| (score - 26.0).abs() < 1e-3), "{}", last["vendi_score"]);
+
+    config.curate.semantic_duplicate_threshold = 1.0;
+    let stats = super::curate_file(&config, None, &input, &output, &mut Models)?;
+    assert_eq!((stats.kept, stats.rejected["exact_duplicate"]), (601, 1), "a threshold of 1 only looks");
+    Ok(())
+}
+
 #[test]
 fn thresholds_cut_by_what_models_measured() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -204,8 +270,7 @@ fn thresholds_cut_by_what_models_measured() -> Result<()> {
     )?;
     let mut config = crate::config::Config::default();
     config.curate = CurateConfig { thresholds: vec!["ifd < 0.9".into()], ifd_model: "a".into(), ..config.curate };
-    let mut load = |_| -> Result<Box<dyn LanguageModel>> { Ok(Box::new(Scripted::new("h", usize::MAX))) };
-    super::curate_file(&config, None, &input, &output, &mut load)?;
+    super::curate_file(&config, None, &input, &output, &mut Models)?;
     let scores: Vec<Value> = crate::records::read_jsonl(&output.join("scores.jsonl"))?;
     let outcome = |row: &Value| (row["outcome"].clone(), row["ifd"].as_f64().is_some_and(|ifd| ifd < 0.9));
     assert_eq!(scores.iter().map(outcome).collect::<Vec<_>>(), [(json!("kept"), true), (json!("threshold"), false)]);

@@ -256,7 +256,8 @@ fn is_ideograph(char: char) -> bool {
 
 /// Whether a mark belongs inside a word: an apostrophe between letters, or a comma that groups thousands.
 fn is_inner<C: Copy + Into<char>>(chars: &[C], place: usize) -> bool {
-    let (Some(before), Some(after)) = (place.checked_sub(1).and_then(|at| char_at(chars, at)), char_at(chars, place + 1))
+    let (Some(before), Some(after)) =
+        (place.checked_sub(1).and_then(|at| char_at(chars, at)), char_at(chars, place + 1))
     else {
         return false;
     };
@@ -312,7 +313,8 @@ fn is_operator<C: Copy + Into<char>>(chars: &[C], place: usize) -> bool {
 /// Whether the character at `place` can stand next to an arithmetic sign: a digit, a bracket, or a letter on its own.
 fn is_operand<C: Copy + Into<char>>(chars: &[C], place: usize) -> bool {
     let char: char = chars[place].into();
-    let is_letter_at = |index: Option<usize>| index.and_then(|index| char_at(chars, index)).is_some_and(char::is_alphabetic);
+    let is_letter_at =
+        |index: Option<usize>| index.and_then(|index| char_at(chars, index)).is_some_and(char::is_alphabetic);
     char.is_ascii_digit()
         || matches!(char, '(' | ')')
         || (char.is_alphabetic() && !is_letter_at(place.checked_sub(1)) && !is_letter_at(Some(place + 1)))

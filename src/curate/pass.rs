@@ -22,6 +22,7 @@ use super::{
     model_columns::{Measured, ModelColumns},
     row_words::RowText,
     rows::{Row, RowFormat},
+    semantic_duplicates::Encoder,
     writer::Writer,
 };
 use crate::{config::CurateConfig, error::usage, interrupt, records};
@@ -96,6 +97,8 @@ pub(super) struct Kept {
     /// `columns` as they are written, if nothing changes them.
     pub line: Vec<u8>,
     pub fingerprint: Fingerprint,
+    /// Of the question, where an encoder is configured, with what of the rows before this batch is nearest to it.
+    pub meaning: Option<(Vec<f32>, Option<(usize, f32)>)>,
 }
 
 /// What every row is held against.
@@ -108,6 +111,7 @@ struct Judge<'a> {
     lexicon: &'a Lexicon,
     index: Option<&'a BenchmarkIndex>,
     minhash: Option<MinHash>,
+    encoder: Encoder<'a>,
 }
 
 /// Curates one file into `output`: `train.jsonl`, `valid.jsonl`, `test.jsonl`, `rejected.jsonl`, `scores.jsonl`,
@@ -120,6 +124,7 @@ pub fn curate(
     config: &CurateConfig,
     run_seed: u64,
     index: Option<&BenchmarkIndex>,
+    encoder: Encoder,
 ) -> Result<CurateStats> {
     let thresholds = config.thresholds.iter().map(|text| Threshold::parse(text).map_err(usage));
     let own_lexicon = if config.lexicon.as_os_str().is_empty() { None } else { Some(Lexicon::read(&config.lexicon)?) };
@@ -133,10 +138,11 @@ pub fn curate(
         lexicon,
         index,
         minhash: dedup.minhash(),
+        encoder: encoder.filter(|_| config.semantic_duplicate_threshold < 1.0),
     };
     let mut lines = benchmarks::open(input)?;
     let mut model_columns = ModelColumns::open(output, config)?;
-    let mut writer = Writer::create(output, config, run_seed, lexicon)?;
+    let mut writer = Writer::create(output, config, run_seed, lexicon, encoder)?;
     let mut number = 0;
     loop {
         interrupt::check()?;
@@ -147,10 +153,18 @@ pub fn curate(
         }
         let measured: Vec<Measured> = batch.iter().map(|_| model_columns.next()).collect::<Result<_>>()?;
         let work = batch.par_iter().zip(&measured);
-        let judged: Vec<Judged> =
-            work.map(|((number, line), measured)| judge.judge(line, *number, measured)).collect();
+        let semantic = writer.semantic();
+        let judge_line = |((number, line), measured): (&(usize, Vec<u8>), &Measured)| {
+            let mut judged = judge.judge(line, *number, measured)?;
+            if let Ok(Kept { meaning: Some((vector, nearest)), .. }) = &mut judged.verdict {
+                *nearest = semantic.find(vector, 0);
+            }
+            Ok(judged)
+        };
+        let judged: Vec<Judged> = work.map(judge_line).collect::<Result<_>>()?;
+        let seen = semantic.len();
         for row in judged {
-            writer.take(row, &mut dedup)?;
+            writer.take(row, seen, &mut dedup)?;
         }
     }
     let near_duplicates = dedup.minhash().map(|minhash| NearDuplicateStats {
@@ -189,16 +203,16 @@ pub(super) fn read_batch(lines: &mut dyn BufRead, number: &mut usize) -> std::io
 
 impl Judge<'_> {
     /// `by_models` are the columns that models have measured of this line.
-    fn judge(&self, line: &[u8], number: usize, by_models: &Measured) -> Judged {
+    fn judge(&self, line: &[u8], number: usize, by_models: &Measured) -> Result<Judged> {
         let row = match Row::parse(line, number, self.format) {
             Ok(row) => row.with_provenance(self.provenance),
             Err(bad) => {
-                return Judged {
+                return Ok(Judged {
                     id: bad.id,
                     parent: None,
                     measured: None,
                     verdict: Err((Reason::Format, bad.evidence)),
-                };
+                });
             }
         };
         let text = RowText::of(&row.messages);
@@ -207,10 +221,18 @@ impl Judge<'_> {
         by_models.iter().for_each(|&(column, value)| columns.set(column, value));
         let verdict = match self.reject(&text, &columns) {
             Some(rejection) => Err(rejection),
-            None => Ok(Fingerprint::new(&text.asked, &text.system, self.minhash)),
+            None => Ok(Kept {
+                fingerprint: Fingerprint::new(&text.asked, &text.system, self.minhash),
+                meaning: match self.encoder {
+                    Some(encoder) => Some((encoder.encode(&text.question)?, None)),
+                    None => None,
+                },
+                line: line_of(&row.output),
+                columns: Map::new(),
+            }),
         };
-        let verdict = verdict.map(|fingerprint| Kept { line: line_of(&row.output), columns: row.output, fingerprint });
-        Judged { id: row.id, parent: row.parent, measured: Some((columns, audit)), verdict }
+        let verdict = verdict.map(|kept| Kept { columns: row.output, ..kept });
+        Ok(Judged { id: row.id, parent: row.parent, measured: Some((columns, audit)), verdict })
     }
 
     /// Why a row is not used, whatever the others are.

@@ -215,7 +215,8 @@ mod tests {
     #[test]
     fn the_texts_of_a_row_are_those_of_its_turns() {
         let system = Message { role: "system".into(), ..Message::user("be brief") };
-        let turns = [system, Message::user("One?"), Message::assistant("Two."), Message::user("3"), Message::assistant("4")];
+        let turns =
+            [system, Message::user("One?"), Message::assistant("Two."), Message::user("3"), Message::assistant("4")];
         let text = RowText::of(&turns);
         assert_eq!((text.question.as_ref(), text.answer.as_ref()), ("One?\n3", "Two.\n4"));
         assert_eq!((&text.asked, &text.answered), (&Words::of("one 3"), &Words::of("two 4")));

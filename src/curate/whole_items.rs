@@ -144,9 +144,7 @@ impl Signs {
 
     /// The signs among words `start..end`, and those next to them within `turn`.
     pub fn around(words: &Words, start: usize, end: usize, turn: &Range<usize>) -> Self {
-        let sign = |place: usize| {
-            (words.is_sign(place) && words.word(place) != "=").then(|| words.hash(place))
-        };
+        let sign = |place: usize| (words.is_sign(place) && words.word(place) != "=").then(|| words.hash(place));
         let mut among = (start..end).filter(|&place| words.is_sign(place)).map(|place| words.hash(place)).peekable();
         Self {
             before: if start > turn.start { sign(start - 1) } else { None },

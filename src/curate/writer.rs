@@ -19,12 +19,13 @@ use super::{
     columns::Columns,
     decontaminate::IndexCounts,
     dedup::{Dedup, Duplicate},
-    filter::Reason,
+    filter::{Reason, Rejection},
     lexicon::Lexicon,
     pass::{Audit, CurateStats, Judged, Kept, NearDuplicateStats, SplitCounts, line_of},
     plan::{Fate, KeptRow, Plan},
     row_words::RowText,
     rows::{Row, RowFormat},
+    semantic_duplicates::{Encoder, SemanticIndex},
     split::{Split, is_counterfactual, shuffled_answers},
 };
 use crate::{config::CurateConfig, records};
@@ -53,6 +54,7 @@ pub(super) struct Writer<'a> {
     config: &'a CurateConfig,
     run_seed: u64,
     lexicon: &'a Lexicon,
+    encoder: Encoder<'a>,
     output: PathBuf,
     train: PendingFile,
     valid: PendingFile,
@@ -64,7 +66,12 @@ pub(super) struct Writer<'a> {
     /// Rows by the reason that removed them, in the order of [`Reason::ALL`]; the kept ones last.
     tallies: Vec<Tally>,
     counterfactual_rows: usize,
+    /// Of every row without an earlier one in its words: its id, or that of the row that means the same.
     kept_ids: Ids,
+    rows_in: usize,
+    semantic: SemanticIndex,
+    /// Number among `kept_ids` of each vector of `semantic`.
+    semantic_rows: Vec<u32>,
     /// Where each line of `train` begins; kept only when answers are to be shuffled.
     train_offsets: Vec<u64>,
     splits: SplitCounts,
@@ -91,12 +98,19 @@ impl Ids {
 }
 
 impl<'a> Writer<'a> {
-    pub fn create(output: &Path, config: &'a CurateConfig, run_seed: u64, lexicon: &'a Lexicon) -> Result<Self> {
+    pub fn create(
+        output: &Path,
+        config: &'a CurateConfig,
+        run_seed: u64,
+        lexicon: &'a Lexicon,
+        encoder: Encoder<'a>,
+    ) -> Result<Self> {
         fs::create_dir_all(output).with_context(|| format!("cannot create folder `{}`", output.display()))?;
         Ok(Self {
             config,
             run_seed,
             lexicon,
+            encoder,
             output: output.to_owned(),
             train: PendingFile::create(output, "train.jsonl")?,
             valid: PendingFile::create(output, "valid.jsonl")?,
@@ -110,20 +124,52 @@ impl<'a> Writer<'a> {
             tallies: vec![Tally::default(); Reason::ALL.len() + 1],
             counterfactual_rows: 0,
             kept_ids: Ids::default(),
+            rows_in: 0,
+            semantic: SemanticIndex::new(config.semantic_duplicate_threshold),
+            semantic_rows: Vec::new(),
             train_offsets: Vec::new(),
             splits: SplitCounts::default(),
             rejections: Reason::ALL.iter().map(|reason| (reason.name(), 0)).collect(),
         })
     }
 
-    /// Takes the next row of the input.
-    pub fn take(&mut self, row: Judged, dedup: &mut Dedup) -> Result<()> {
-        let Judged { id, parent, measured, verdict } = row;
-        let outcome = verdict.and_then(|kept| match dedup.push(&kept.fingerprint) {
-            Some(Duplicate::Exact(kept)) => Err((Reason::ExactDuplicate, self.kept_ids.of(kept).to_owned())),
-            Some(Duplicate::Near(kept, similarity)) => {
-                Err((Reason::NearDuplicate, format!("{} (jaccard {similarity:.3})", self.kept_ids.of(kept))))
+    /// The meanings of the rows so far.
+    pub fn semantic(&self) -> &SemanticIndex {
+        &self.semantic
+    }
+
+    /// What of the earlier rows a row repeats, in words or in meaning; otherwise it is one of them from now on.
+    fn repeats(&mut self, id: &str, kept: &mut Kept, seen: usize, dedup: &mut Dedup) -> Option<Rejection> {
+        match dedup.push(&kept.fingerprint) {
+            Some(Duplicate::Exact(row)) => return Some((Reason::ExactDuplicate, self.kept_ids.of(row).to_owned())),
+            Some(Duplicate::Near(row, similarity)) => {
+                let evidence = format!("{} (jaccard {similarity:.3})", self.kept_ids.of(row));
+                return Some((Reason::NearDuplicate, evidence));
             }
+            None => {}
+        }
+        if let Some((vector, nearest)) = kept.meaning.take() {
+            // The batch's own rows came after the search.
+            let own = self.semantic.find(&vector, seen);
+            let nearest = nearest.filter(|(_, most)| own.is_none_or(|(_, cosine)| cosine <= *most)).or(own);
+            if let Some((number, cosine)) = nearest {
+                let same = self.kept_ids.of(self.semantic_rows[number] as usize).to_owned();
+                self.kept_ids.push(&same);
+                return Some((Reason::SemanticDuplicate, format!("{same} (cosine {cosine:.3})")));
+            }
+            self.semantic.push(vector);
+            self.semantic_rows.push(u32::try_from(self.kept_ids.ends.len()).ok()?);
+        }
+        self.kept_ids.push(id);
+        None
+    }
+
+    /// Takes the next row of the input; its batch began when `seen` meanings were known.
+    pub fn take(&mut self, row: Judged, seen: usize, dedup: &mut Dedup) -> Result<()> {
+        let Judged { id, parent, measured, verdict } = row;
+        self.rows_in += 1;
+        let outcome = verdict.and_then(|mut kept| match self.repeats(&id, &mut kept, seen, dedup) {
+            Some(rejection) => Err(rejection),
             None => Ok(kept),
         });
         let reason = outcome.as_ref().err().map(|(reason, _)| *reason);
@@ -144,7 +190,6 @@ impl<'a> Writer<'a> {
             }
             None => self.write(Split::of(&id, self.run_seed, self.config), &id, columns, line)?,
         }
-        self.kept_ids.push(&id);
         Ok(())
     }
 
@@ -206,7 +251,7 @@ impl<'a> Writer<'a> {
         near_duplicates: Option<NearDuplicateStats>,
         benchmarks: Option<IndexCounts>,
     ) -> Result<CurateStats> {
-        let rows_in = self.kept_ids.ends.len() + self.rejections.values().sum::<usize>();
+        let rows_in = self.rows_in;
         self.decide()?;
         if self.config.shuffle_answers {
             self.train = shuffle(self.train, &self.output, &self.train_offsets, self.run_seed)?;
@@ -225,9 +270,13 @@ impl<'a> Writer<'a> {
         debug_assert_eq!(stats.rows_in, stats.kept + stats.rejected.values().sum::<usize>());
         let kept = self.tallies.pop().unwrap_or_default();
         let removed: Vec<(&str, Tally)> = Reason::ALL.iter().map(|reason| reason.name()).zip(self.tallies).collect();
-        let mut audit = Audit { stages: audit::stages(&removed, &kept, self.lexicon) };
+        let mut audit = Audit { stages: audit::stages(&removed, &kept, self.lexicon, self.encoder)? };
         if stats.counterfactual_rows > 0 {
-            audit.stages.push(audit_written([&mut self.valid, &mut self.test, &mut self.train], self.lexicon)?);
+            audit.stages.push(audit_written(
+                [&mut self.valid, &mut self.test, &mut self.train],
+                self.lexicon,
+                self.encoder,
+            )?);
         }
         for file in [self.train, self.valid, self.test, self.rejected, self.scores] {
             file.finish()?;
@@ -244,7 +293,7 @@ fn audit_of(line: &[u8], lexicon: &Lexicon) -> Result<RowAudit> {
 }
 
 /// The second audit, of the rows as they are written after a rewrite.
-fn audit_written(files: [&mut PendingFile; 3], lexicon: &Lexicon) -> Result<audit::StageAudit> {
+fn audit_written(files: [&mut PendingFile; 3], lexicon: &Lexicon, encoder: Encoder) -> Result<audit::StageAudit> {
     let mut tally = Tally::default();
     for file in files {
         file.file.flush().with_context(|| complaint(&file.target))?;
@@ -253,7 +302,7 @@ fn audit_written(files: [&mut PendingFile; 3], lexicon: &Lexicon) -> Result<audi
             tally.add(audit_of(line.with_context(|| file.complaint())?.as_bytes(), lexicon)?);
         }
     }
-    Ok(audit::measure("written", &tally, &tally, lexicon))
+    audit::measure("written", &tally, &tally, lexicon, encoder)
 }
 
 /// Exchanges the words of one gender for those of the other in all turns; whether there were any.

@@ -5,7 +5,7 @@
 //!
 //! **Source**: Devlin et al. 2019 (BERT, post-norm); mean pooling as in Sentence-BERT, Reimers and Gurevych 2019.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{D, DType, Device, Tensor};
@@ -188,6 +188,8 @@ impl TextEncoder for BertEncoder {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[derive(Deserialize)]

@@ -151,7 +151,9 @@ fn the_audit_shows_the_rows_before_and_after_each_filter_that_removed_some() -> 
         })
     };
     let stages = json!([
-        stage("all", 1234, 0.25), stage("after format", 1234, 0.25), stage("after near_duplicate", 1000, 0.25),
+        stage("all", 1234, 0.25),
+        stage("after format", 1234, 0.25),
+        stage("after near_duplicate", 1000, 0.25),
         stage("written", 1000, 0.5),
     ]);
     records::write_json(&run_dir.stage_file("curate", "audit.json"), &json!({"stages": stages}))?;

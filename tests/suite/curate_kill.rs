@@ -22,9 +22,8 @@ fn rows(rng: &mut StdRng) -> String {
     let words = ["river", "stone", "cloud", "lamp", "horse", "winter", "paper", "garden", "music", "bread"];
     let mut lines = String::new();
     for number in 0..ROWS {
-        let mut text = |count: usize| {
-            (0..count).map(|_| words[rng.random_range(0..words.len())]).collect::<Vec<_>>().join(" ")
-        };
+        let mut text =
+            |count: usize| (0..count).map(|_| words[rng.random_range(0..words.len())]).collect::<Vec<_>>().join(" ");
         let question = match number % 50 {
             49 => "Which words come twice in this one, please?".to_owned(),
             _ => format!("Tell {} of {number}", text(30)),
@@ -70,7 +69,8 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn kills_at_random_points_change_no_byte() {
     let mut rng = StdRng::seed_from_u64(0);
     let folder = tempfile::tempdir().unwrap();
-    let (data, whole, killed) = (folder.path().join("in.jsonl"), folder.path().join("whole"), folder.path().join("killed"));
+    let (data, whole, killed) =
+        (folder.path().join("in.jsonl"), folder.path().join("whole"), folder.path().join("killed"));
     fs::write(&data, rows(&mut rng)).unwrap();
     let begun = Instant::now();
     finish(curate(&data, &whole, 2));

@@ -99,7 +99,8 @@ fn stages_say_what_each_filter_removed() {
             lexicon,
         ));
     }
-    let stages = stages(&[("quality", removed), ("threshold", Tally::default())], &kept, lexicon);
+    let stages = stages(&[("quality", removed), ("threshold", Tally::default())], &kept, lexicon, None)
+        .expect("no encoder can fail");
     let names: Vec<&str> = stages.iter().map(|stage| stage.stage.as_str()).collect();
     assert_eq!(names, ["all", "after quality", "after threshold"]);
     let (all, after) = (&stages[0], &stages[1]);
@@ -125,7 +126,7 @@ fn the_order_of_rows_changes_nothing() {
             let text = format!("question {} about {}", number, number % 17);
             tally.add(audit_of(&row(&format!("{number}"), "D", "c", &text, "An answer."), lexicon));
         }
-        measure("all", &tally, &tally, lexicon)
+        measure("all", &tally, &tally, lexicon, None).expect("no encoder can fail")
     };
     assert_eq!(audit(&mut (0..900)), audit(&mut (0..900).rev()));
 }
