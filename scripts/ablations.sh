@@ -94,7 +94,7 @@ folder, variants, seeds = sys.argv[1], sys.argv[2].split(), sys.argv[3].split()
 
 
 def samples(run):
-    rows = map(json.loads, open(sorted(glob.glob(f"{run}/evaluate/samples_primer_*.jsonl"))[-1], encoding="utf-8"))
+    rows = map(json.loads, open(sorted(glob.glob(f"{run}/evaluate/*/samples_primer_*.jsonl"))[-1], encoding="utf-8"))
     return {row["doc_id"]: row["exact_match"] for row in rows}
 
 

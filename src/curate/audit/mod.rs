@@ -321,7 +321,8 @@ fn representation(tally: &Tally, lexicon: &Lexicon) -> BTreeMap<String, Represen
 
 /// Entropy over the greatest possible; 0 for fewer than two classes.
 fn evenness(counts: &[usize]) -> f64 {
-    if counts.len() < 2 { 0.0 } else { round(semantic::entropy(counts) / (counts.len() as f64).ln()) }
+    // The entropy of a single class is -0, which is added away.
+    if counts.len() < 2 { 0.0 } else { round(semantic::entropy(counts) / (counts.len() as f64).ln()) + 0.0 }
 }
 
 /// Six decimals: enough to compare, and the same on every machine.
