@@ -185,7 +185,7 @@ impl LshIndex {
             self.grow();
         }
         let (entry, bands) = (self.entries, self.minhash.bands);
-        if entry as usize % CHUNK == 0 {
+        if (entry as usize).is_multiple_of(CHUNK) {
             self.links.push(Vec::with_capacity(CHUNK * bands));
         }
         for band in 0..bands {

@@ -40,6 +40,7 @@ pub use self::pass::{Audit, CurateStats, NearDuplicateStats, SplitCounts};
 use self::{
     benchmarks::BenchmarkText,
     decontaminate::{BenchmarkIndex, IndexBuilder},
+    pass::Source,
     rows::RowFormat,
 };
 use crate::{
@@ -129,16 +130,8 @@ fn curate_run(
     let curate = &config.curate;
     model_columns::measure(&answers, RowFormat::Pairs, &output, curate, &mut |role| models.language_model(role))?;
     let encoder = encoder(curate, models)?;
-    let stats = pass::curate(
-        &answers,
-        RowFormat::Pairs,
-        &provenance,
-        &output,
-        curate,
-        config.seed,
-        index.as_ref(),
-        encoder.as_deref(),
-    )?;
+    let source = Source { path: &answers, format: RowFormat::Pairs, provenance: &provenance };
+    let stats = pass::curate(&source, &output, curate, config.seed, index.as_ref(), encoder.as_deref())?;
     warn_when_empty(&stats, &output);
     Ok(stats)
 }
@@ -168,16 +161,8 @@ fn curate_file(
     let curate = &config.curate;
     model_columns::measure(data, RowFormat::Messages, output, curate, &mut |role| models.language_model(role))?;
     let encoder = encoder(curate, models)?;
-    let stats = pass::curate(
-        data,
-        RowFormat::Messages,
-        &Value::Null,
-        output,
-        curate,
-        config.seed,
-        index.as_ref(),
-        encoder.as_deref(),
-    )?;
+    let source = Source { path: data, format: RowFormat::Messages, provenance: &Value::Null };
+    let stats = pass::curate(&source, output, curate, config.seed, index.as_ref(), encoder.as_deref())?;
     warn_when_empty(&stats, output);
     Ok(stats)
 }

@@ -148,7 +148,7 @@ impl ModelColumns {
     /// The values of the next line of the input, by column.
     ///
     /// **Errors**: a file that ends before the input does.
-    pub fn next(&mut self) -> Result<Measured> {
+    pub fn next_line(&mut self) -> Result<Measured> {
         let value = |(role, reader): &mut (Role, JsonlReader<Line>)| {
             let line = reader.next().with_context(|| {
                 format!("the file of `{}` has fewer lines than the rows; run the command again", role.column())

@@ -120,7 +120,7 @@ fn measured(folder: &Path, config: &CurateConfig, model: impl Fn(Role) -> Script
     measure(&input, RowFormat::Messages, folder, config, &mut load)?;
     let mut columns = ModelColumns::open(folder, config)?;
     let lines = fs::read_to_string(&input)?.lines().count();
-    (0..lines).map(|_| Ok(columns.next()?.into_iter().map(|(_, value)| value).collect())).collect()
+    (0..lines).map(|_| Ok(columns.next_line()?.into_iter().map(|(_, value)| value).collect())).collect()
 }
 
 #[test]

@@ -97,8 +97,24 @@ pub(super) struct Kept {
     /// `columns` as they are written, if nothing changes them.
     pub line: Vec<u8>,
     pub fingerprint: Fingerprint,
-    /// Of the question, where an encoder is configured, with what of the rows before this batch is nearest to it.
-    pub meaning: Option<(Vec<f32>, Option<(usize, f32)>)>,
+    /// Where an encoder is configured.
+    pub meaning: Option<Meaning>,
+}
+
+/// What a question means.
+pub(super) struct Meaning {
+    /// Its vector.
+    pub vector: Vec<f32>,
+    /// Which of the rows before its batch is nearest, and their cosine, if that reaches the threshold.
+    pub nearest: Option<(usize, f32)>,
+}
+
+/// Rows on disk.
+pub(super) struct Source<'a> {
+    pub path: &'a Path,
+    pub format: RowFormat,
+    /// What all rows of a run have in common; `null` for rows from elsewhere.
+    pub provenance: &'a Value,
 }
 
 /// What every row is held against.
@@ -116,16 +132,15 @@ struct Judge<'a> {
 
 /// Curates one file into `output`: `train.jsonl`, `valid.jsonl`, `test.jsonl`, `rejected.jsonl`, `scores.jsonl`,
 /// `audit.json`, `stats.json`.
-pub fn curate(
-    input: &Path,
-    format: RowFormat,
-    provenance: &Value,
+pub(super) fn curate(
+    source: &Source,
     output: &Path,
     config: &CurateConfig,
     run_seed: u64,
     index: Option<&BenchmarkIndex>,
     encoder: Encoder,
 ) -> Result<CurateStats> {
+    let &Source { path: input, format, provenance } = source;
     let thresholds = config.thresholds.iter().map(|text| Threshold::parse(text).map_err(usage));
     let own_lexicon = if config.lexicon.as_os_str().is_empty() { None } else { Some(Lexicon::read(&config.lexicon)?) };
     let lexicon = own_lexicon.as_ref().unwrap_or(Lexicon::built_in());
@@ -151,18 +166,18 @@ pub fn curate(
         if batch.is_empty() {
             break;
         }
-        let measured: Vec<Measured> = batch.iter().map(|_| model_columns.next()).collect::<Result<_>>()?;
+        let measured: Vec<Measured> = batch.iter().map(|_| model_columns.next_line()).collect::<Result<_>>()?;
         let work = batch.par_iter().zip(&measured);
         let semantic = writer.semantic();
         let judge_line = |((number, line), measured): (&(usize, Vec<u8>), &Measured)| {
             let mut judged = judge.judge(line, *number, measured)?;
-            if let Ok(Kept { meaning: Some((vector, nearest)), .. }) = &mut judged.verdict {
-                *nearest = semantic.find(vector, 0);
+            if let Ok(Kept { meaning: Some(meaning), .. }) = &mut judged.verdict {
+                meaning.nearest = semantic.find(&meaning.vector, 0);
             }
             Ok(judged)
         };
         let judged: Vec<Judged> = work.map(judge_line).collect::<Result<_>>()?;
-        let seen = semantic.len();
+        let seen = semantic.next_number();
         for row in judged {
             writer.take(row, seen, &mut dedup)?;
         }
@@ -224,7 +239,7 @@ impl Judge<'_> {
             None => Ok(Kept {
                 fingerprint: Fingerprint::new(&text.asked, &text.system, self.minhash),
                 meaning: match self.encoder {
-                    Some(encoder) => Some((encoder.encode(&text.question)?, None)),
+                    Some(encoder) => Some(Meaning { vector: encoder.encode(&text.question)?, nearest: None }),
                     None => None,
                 },
                 line: line_of(&row.output),

@@ -20,8 +20,8 @@ impl SemanticIndex {
         Self { threshold: threshold as f32, vectors: Vec::new() }
     }
 
-    /// Number of vectors.
-    pub fn len(&self) -> usize {
+    /// Number of vectors so far: that of the next one.
+    pub fn next_number(&self) -> usize {
         self.vectors.len()
     }
 

@@ -21,7 +21,7 @@ use super::{
     dedup::{Dedup, Duplicate},
     filter::{Reason, Rejection},
     lexicon::Lexicon,
-    pass::{Audit, CurateStats, Judged, Kept, NearDuplicateStats, SplitCounts, line_of},
+    pass::{Audit, CurateStats, Judged, Kept, Meaning, NearDuplicateStats, SplitCounts, line_of},
     plan::{Fate, KeptRow, Plan},
     row_words::RowText,
     rows::{Row, RowFormat},
@@ -148,7 +148,7 @@ impl<'a> Writer<'a> {
             }
             None => {}
         }
-        if let Some((vector, nearest)) = kept.meaning.take() {
+        if let Some(Meaning { vector, nearest }) = kept.meaning.take() {
             // The batch's own rows came after the search.
             let own = self.semantic.find(&vector, seen);
             let nearest = nearest.filter(|(_, most)| own.is_none_or(|(_, cosine)| cosine <= *most)).or(own);

@@ -72,7 +72,11 @@ impl BertEncoder {
             shape.model_type
         );
         let heads = shape.num_attention_heads;
-        ensure!(heads > 0 && shape.hidden_size % heads == 0, "{}: hidden_size is no multiple of the heads", named());
+        ensure!(
+            heads > 0 && shape.hidden_size.is_multiple_of(heads),
+            "{}: hidden_size is no multiple of the heads",
+            named()
+        );
         let pooling = directory.join("1_Pooling/config.json");
         let pooling: Pooling = match std::fs::read(&pooling) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("`{}`", pooling.display()))?,
