@@ -242,6 +242,15 @@ pub trait LanguageModel {
     fn identity(&self) -> &ModelIdentity;
 }
 
+/// Something that puts a text's meaning into a vector.
+pub trait TextEncoder: Send + Sync {
+    /// A vector of length one. It depends on the text alone, whatever else is encoded beside it.
+    fn encode(&self, text: &str) -> Result<Vec<f32>>;
+
+    /// What the run's records say of the model.
+    fn identity(&self) -> &ModelIdentity;
+}
+
 /// Which model answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelIdentity {

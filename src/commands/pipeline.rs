@@ -15,13 +15,15 @@ use super::export::{self, ExportArgs, Format};
 use crate::{
     cli::{GenerateArgs, RunArgs, StageArgs},
     config::Config,
-    curate, engine,
+    curate::{self, CurateArgs},
+    device::DtypeChoice,
+    engine,
     error::{Failure, usage},
     evaluate::{self, Comparison, EvaluateArgs, Role, Verdict, contamination::Contamination},
     generate::{self, Extra},
     interrupt,
-    language_model::LanguageModel,
-    model::Quantization,
+    language_model::{LanguageModel, TextEncoder},
+    model::{BertEncoder, Quantization},
     model_dir, records, report,
     run_dir::RunDir,
     telemetry::print_result,
@@ -85,7 +87,7 @@ pub fn run_stages(
 ) -> Result<(Verdict, PathBuf)> {
     stage("generate", || generate_stage(config, run_dir, device, Extra { weak, only: None }))?;
     stage("curate", || {
-        curate::run(config, run_dir)?;
+        curate::run(config, run_dir, &mut CurateModels(config))?;
         let rows = |name: &str| lines(&run_dir.stage_file("curate", name));
         Ok(format!(
             "{} rows to train on, {} for validation, {} for testing, {} rejected",
@@ -156,6 +158,12 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         print_result(format!("{summary} in `{}`", run_dir.stage("generate").display()));
     }
     Ok(())
+}
+
+/// `glan curate`.
+pub fn curate(args: &CurateArgs) -> Result<()> {
+    let config = args.stage.load_config()?;
+    curate::main(args, &config, &mut CurateModels(&config))
 }
 
 /// `glan evaluate`.
@@ -359,6 +367,24 @@ fn load_student(model: &str, config: &Config, device: &Device) -> Result<Box<dyn
 fn load_judge(config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
     let judge = &config.evaluate.judge;
     engine::load(&judge.model, &config.engine, device, judge.dtype, judge.max_model_len)
+}
+
+/// Loads the models of curation when it comes to them; the device is opened no sooner.
+struct CurateModels<'a>(&'a Config);
+
+impl curate::Models for CurateModels<'_> {
+    fn language_model(&mut self, role: curate::Role) -> Result<Box<dyn LanguageModel>> {
+        let Self(config) = *self;
+        let model = match role {
+            curate::Role::Ifd => &config.curate.ifd_model,
+            curate::Role::Judge => &config.curate.judge_model,
+        };
+        engine::load(model, &config.engine, &config.device.open()?, DtypeChoice::default(), 0)
+    }
+
+    fn encoder(&mut self) -> Result<Box<dyn TextEncoder>> {
+        Ok(Box::new(BertEncoder::load(&self.0.curate.encoder_model)?))
+    }
 }
 
 fn print_comparison(config: &Config, run_dir: &RunDir) -> Result<()> {

@@ -18,12 +18,25 @@ pub struct CurateConfig {
     pub max_answer_chars: usize,
     /// Jaccard similarity of questions (word 3-grams) from which two rows count as near-duplicates; 1 is off.
     pub near_duplicate_threshold: f64,
+    /// Encoder of the BERT family (a directory or `org/name`) that finds questions of one meaning, and whose vectors the
+    /// audit's semantic measures are of; empty takes none.
+    pub encoder_model: String,
+    /// Cosine of two questions' vectors from which on the second is dropped; 1 drops none.
+    pub semantic_duplicate_threshold: f64,
     /// Compare rows against the evaluation sets and drop those that contain an item.
     pub decontaminate: bool,
     /// Words per n-gram of the decontamination index.
     pub decontaminate_ngram: usize,
     /// An answer must match this regular expression; empty asks for nothing.
     pub answer_pattern: String,
+    /// Model (a directory or `org/name`) whose perplexities make the column `ifd`, best the student; empty measures none.
+    pub ifd_model: String,
+    /// Model that scores every answer from 1 to 10 in the column `judge_score`; empty measures none.
+    pub judge_model: String,
+    /// A Jinja file with `question` and `answer` that the judge is shown; empty takes the built-in one.
+    pub judge_template: PathBuf,
+    /// Most tokens of a judge's verdict.
+    pub judge_max_tokens: usize,
     /// Conditions on the columns of `scores.jsonl`, such as `arithmetic_wrong <= 0`; rows that break one are rejected.
     pub thresholds: Vec<String>,
     /// Word lists of the audit, written as `configs/lexicons/audit.toml`; empty takes the built-in ones.
@@ -52,9 +65,15 @@ impl Default for CurateConfig {
             min_answer_chars: 1,
             max_answer_chars: 32000,
             near_duplicate_threshold: 0.8,
+            encoder_model: String::new(),
+            semantic_duplicate_threshold: 0.95,
             decontaminate: true,
             decontaminate_ngram: 13,
             answer_pattern: String::new(),
+            ifd_model: String::new(),
+            judge_model: String::new(),
+            judge_template: PathBuf::new(),
+            judge_max_tokens: 64,
             thresholds: Vec::new(),
             lexicon: PathBuf::new(),
             max_rows_per_discipline: 0,

@@ -87,10 +87,18 @@ fn check_curate(curate: &CurateConfig, ranges: &mut Ranges) {
         threshold > 0.0 && threshold <= 1.0,
         "above 0 and at most 1 (1 is off)",
     );
+    let threshold = curate.semantic_duplicate_threshold;
+    ranges.check(
+        "curate.semantic_duplicate_threshold",
+        threshold,
+        threshold > 0.0 && threshold <= 1.0,
+        "above 0 and at most 1 (1 is off)",
+    );
     ranges.at_least("curate.decontaminate_ngram", curate.decontaminate_ngram, 1);
     if let Err(error) = regex::Regex::new(&curate.answer_pattern) {
         ranges.complaints.push(format!("`curate.answer_pattern` is not a regular expression: {error}"));
     }
+    ranges.at_least("curate.judge_max_tokens", curate.judge_max_tokens, 1);
     for threshold in &curate.thresholds {
         if let Err(what) = Threshold::parse(threshold) {
             ranges.complaints.push(format!("`curate.thresholds`: {what}"));
@@ -274,7 +282,9 @@ mod tests {
             ("curate.min_question_chars", vec!["8001"]),
             ("curate.min_answer_chars", vec!["32001"]),
             ("curate.near_duplicate_threshold", vec!["0", "1.5", "nan"]),
+            ("curate.semantic_duplicate_threshold", vec!["0", "1.5", "nan"]),
             ("curate.decontaminate_ngram", vec!["0"]),
+            ("curate.judge_max_tokens", vec!["0"]),
             ("curate.answer_pattern", vec!["(", "[a"]),
             ("curate.thresholds", vec!["[\"nonsense < 3\"]", "[\"ifd 3\"]", "[\"ifd < nan\"]"]),
             ("curate.counterfactual_fraction", vec!["-0.1", "1.5", "nan"]),

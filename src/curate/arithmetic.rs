@@ -21,7 +21,7 @@ const BINDING_WORDS: [&str; 20] = [
 /// Checks all equations of a text, line by line.
 pub fn check(text: &str) -> Arithmetic {
     let mut found = Arithmetic::default();
-    for line in text.lines() {
+    for line in text.lines().filter(|line| line.contains('=')) {
         let chars: Vec<char> = line.chars().map(plain).collect();
         for place in (0..chars.len()).filter(|&place| chars[place] == '=') {
             let is_comparison = place > 0 && matches!(chars[place - 1], '=' | '<' | '>' | '!' | ':' | '~' | '≈')

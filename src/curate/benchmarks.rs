@@ -1,6 +1,7 @@
 //! The texts of evaluation items, read from any folder of benchmark files.
 //!
 //! The reader knows no benchmark by name: it walks `.jsonl`, `.json`, `.csv` and `.tsv` files (each also as `.gz`) and
+//! `.parquet` files, as they lie in a folder or in the Hugging Face cache (`hub/datasets--…`, whose links it follows), and
 //! takes every string whose key says that it is what a model is asked ([`QUESTION_KEYS`]), so that a new benchmark
 //! dropped into the folder is covered at once. Where no key says so, every string of a few words is taken; a table
 //! without such a heading has none, and its first row is an item. Every file counts, training splits and few-shot
@@ -17,6 +18,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use super::normalize::item_words;
+use crate::row_source;
 
 /// Keys (in lower case) under which benchmarks keep what is asked.
 const QUESTION_KEYS: [&str; 30] = [
@@ -120,6 +122,7 @@ pub fn read_folder(folder: &Path, take: &mut dyn FnMut(BenchmarkText) -> Result<
             "json" => read_json(&path, &source, take),
             "csv" => read_table(&path, &source, ',', take),
             "tsv" => read_table(&path, &source, '\t', take),
+            "parquet" => read_parquet(&path, &source, take),
             _ => continue,
         };
         outcome?;
@@ -184,6 +187,25 @@ fn read_jsonl(path: &Path, source: &str, take: &mut dyn FnMut(BenchmarkText) -> 
             Ok(value) => walk_into(&value, source, &mut |_| index, take)?,
             Err(error) => tracing::warn!("benchmark `{source}` line {} is skipped: {error}", index + 1),
         }
+    }
+    Ok(())
+}
+
+fn read_parquet(path: &Path, source: &str, take: &mut dyn FnMut(BenchmarkText) -> Result<()>) -> Result<()> {
+    let mut outcome = Ok(());
+    let read = row_source::for_each_row(path, |place, row| {
+        // Positions count from 0 here.
+        let index = place.number() - 1;
+        match row {
+            Ok(row) => outcome = walk_into(&Value::Object(row), source, &mut |_| index, take),
+            Err(error) => tracing::warn!("benchmark `{source}` row {} is skipped: {error}", index + 1),
+        }
+        anyhow::ensure!(outcome.is_ok(), "the reader is stopped");
+        Ok(())
+    });
+    outcome?;
+    if let Err(error) = read {
+        tracing::warn!("benchmark `{source}` is skipped: {error:#}");
     }
     Ok(())
 }

@@ -109,6 +109,38 @@ fn answers_are_found_by_text_number_letter_and_blank() {
 }
 
 #[test]
+fn parquet_gives_the_texts_of_the_same_rows_as_json_lines_and_links_are_followed() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rows");
+    let texts = |name: &str| {
+        // As the Hugging Face cache has it: a link to a blob without a name.
+        let folder = tempfile::tempdir().expect("a folder");
+        let blob = folder.path().join("blob");
+        std::fs::copy(fixtures.join(name), &blob).expect("a copy");
+        let snapshot = folder.path().join("snapshots");
+        std::fs::create_dir(&snapshot).expect("a folder");
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&blob, snapshot.join(name)).expect("a link");
+        #[cfg(not(unix))]
+        std::fs::copy(&blob, snapshot.join(name)).expect("a copy");
+        let mut texts = Vec::new();
+        let files = read_folder(folder.path(), &mut |text| {
+            texts.push((text.index, text.question, text.answer, text.choices));
+            Ok(())
+        });
+        assert_eq!(files.expect("a folder that can be read"), 1);
+        texts
+    };
+    let expected = texts("rows.jsonl");
+    assert!(expected.len() > 10, "{expected:?}");
+    for name in ["snappy.parquet", "zstd.parquet", "gzip_v1_item.parquet"] {
+        assert_eq!(texts(name), expected, "{name}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("cut.parquet"), b"PAR1 and no more").expect("written");
+    assert_eq!(read_folder(folder.path(), &mut |_| Ok(())).expect("damaged files are skipped"), 1);
+}
+
+#[test]
 fn a_missing_folder_is_a_usage_error_that_names_it() {
     let error = read_folder(Path::new("no/such/folder"), &mut |_| Ok(())).expect_err("it is missing");
     assert_eq!(crate::error::exit_code(&error), 2);

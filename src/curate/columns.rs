@@ -4,6 +4,8 @@
 //! setting it (`curate.thresholds`) and cuts again without generating again. A column that a row has no value for is
 //! `null` and passes every threshold.
 
+use std::sync::LazyLock;
+
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
 
@@ -11,8 +13,8 @@ pub use crate::config::{COLUMNS, Threshold};
 
 use super::{
     arithmetic, filter,
-    lexicon::Lexicon,
-    normalize::{Words, is_content},
+    normalize::{Words, hash_word},
+    row_words::RowText,
     rows::Row,
 };
 
@@ -35,24 +37,24 @@ const FUNCTION_WORDS: [&str; 40] = [
 pub struct Columns([Option<f64>; COLUMNS.len()]);
 
 impl Columns {
-    /// Measures a row.
-    pub fn of(row: &Row, question: &str, lexicon: &Lexicon) -> Self {
-        let answers: Vec<&str> = row.turns("assistant").collect();
-        let answer = answers.join("\n");
+    /// Measures a row, of which the audit has counted the `toxic_words` already.
+    pub fn of(row: &Row, text: &RowText, toxic_words: u32) -> Self {
+        let (question, answer) = (text.question.as_ref(), text.answer.as_ref());
+        let is_any = |is: &dyn Fn(&str) -> bool| f64::from(u8::from(text.answers().any(|(answer, _)| is(answer))));
         let mut columns = Self::default();
         let mut set = |name: &str, value: f64| columns.set(name, Some(value));
         set("question_chars", question.chars().count() as f64);
         set("answer_chars", answer.chars().count() as f64);
-        set("refusal", f64::from(u8::from(answers.iter().any(|answer| filter::refusal(answer).is_some()))));
-        set("truncated", f64::from(u8::from(answers.iter().any(|answer| is_truncated(answer)))));
-        set("repetition", filter::repeated_share(&Words::of(&answer)));
-        set("prompt_leak", f64::from(u8::from(leaks_prompt(&answer))));
-        let sums = arithmetic::check(&answer);
+        set("refusal", is_any(&|answer| filter::refusal(answer).is_some()));
+        set("truncated", is_any(&is_truncated));
+        set("repetition", filter::repeated_share(&text.answered));
+        set("prompt_leak", f64::from(u8::from(leaks_prompt(answer))));
+        let sums = arithmetic::check(answer);
         set("arithmetic_checked", sums.checked as f64);
         set("arithmetic_wrong", sums.wrong.len() as f64);
-        set("toxic_words", (lexicon.toxic_words(question) + lexicon.toxic_words(&answer)) as f64);
-        columns.set("script_agreement", script_agreement(question, &answer));
-        columns.set("english", english_share(&answer));
+        set("toxic_words", f64::from(toxic_words));
+        columns.set("script_agreement", script_agreement(question, answer));
+        columns.set("english", english_share(&text.answered));
         for (column, keys) in GIVEN {
             let given = keys.iter().find_map(|key| row.column(key)?.as_f64());
             columns.set(column, given);
@@ -128,12 +130,16 @@ fn leaks_prompt(answer: &str) -> bool {
 
 /// Share of the answer's letters in the script that most of the question's letters are of; `None` without letters.
 fn script_agreement(question: &str, answer: &str) -> Option<f64> {
-    let mut counts = [0usize; 8];
-    question.chars().filter(|char| char.is_alphabetic()).for_each(|char| counts[script(char)] += 1);
-    let main = (0..counts.len()).rev().max_by_key(|&script| counts[script]).filter(|&script| counts[script] > 0)?;
-    let letters = answer.chars().filter(|char| char.is_alphabetic()).count();
-    let same = answer.chars().filter(|&char| char.is_alphabetic() && script(char) == main).count();
-    (letters > 0).then(|| same as f64 / letters as f64)
+    let (asked, answered) = (letters_by_script(question), letters_by_script(answer));
+    let main = (0..asked.len()).rev().max_by_key(|&script| asked[script]).filter(|&script| asked[script] > 0)?;
+    let letters: usize = answered.iter().sum();
+    (letters > 0).then(|| answered[main] as f64 / letters as f64)
+}
+
+fn letters_by_script(text: &str) -> [usize; 8] {
+    let mut counts = [0; 8];
+    text.chars().filter(|char| char.is_alphabetic()).for_each(|char| counts[script(char)] += 1);
+    counts
 }
 
 /// Groups of scripts, by Unicode block.
@@ -151,10 +157,16 @@ fn script(char: char) -> usize {
 }
 
 /// Share of function words among the words of an English text; `None` under ten words.
-fn english_share(answer: &str) -> Option<f64> {
-    let words = Words::of(answer);
-    let total = words.iter().filter(|word| is_content(word) || *word == "a").count();
-    let function = words.iter().filter(|word| FUNCTION_WORDS.contains(word)).count();
+fn english_share(words: &Words) -> Option<f64> {
+    static FUNCTION_HASHES: LazyLock<Vec<u64>> = LazyLock::new(|| {
+        let mut hashes: Vec<u64> = FUNCTION_WORDS.iter().map(|word| hash_word(word)).collect();
+        hashes.sort_unstable();
+        hashes
+    });
+    static A: LazyLock<u64> = LazyLock::new(|| hash_word("a"));
+    let (functions, a) = (FUNCTION_HASHES.as_slice(), *A);
+    let total = (0..words.len()).filter(|&place| words.is_content(place) || words.hash(place) == a).count();
+    let function = words.hashes().filter(|hash| functions.binary_search(hash).is_ok()).count();
     (total >= 10).then(|| function as f64 / total as f64)
 }
 
@@ -188,7 +200,7 @@ mod tests {
             {"role": "user", "content": question}, {"role": "assistant", "content": answer}]});
         let line = line.to_string().replacen('{', &format!("{{{more}"), 1);
         let row = Row::parse(line.as_bytes(), 1, RowFormat::Messages).expect("a row");
-        Columns::of(&row, question, Lexicon::built_in())
+        Columns::of(&row, &RowText::of(&row.messages), 0)
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::{collections::HashSet, ops::Range};
 use super::{
     benchmarks::BenchmarkText,
     ngram_table::NgramTable,
-    normalize::{Words, hash_sequence, hash_word, is_content, is_sign, item_words},
+    normalize::{Words, hash_sequence, is_content, is_sign, item_words},
     row_words::{Conversation, Rolling, RowWords},
     whole_items::{MIN_MASKED_WORDS, Signs, Units, WholeItems},
 };
@@ -189,8 +189,8 @@ impl IndexBuilder {
         self.texts.push(TextKey {
             source: (self.sources.len() - 1) as u32,
             index: text.index as u32,
-            question: hash_sequence(words.iter().map(hash_word)),
-            answer: hash_sequence(Words::of(answer).iter().map(hash_word)),
+            question: hash_sequence(words.hashes()),
+            answer: hash_sequence(Words::of(answer).hashes()),
             units: units.hash(),
             signs: Signs::of(&words, 0, question_words),
             words: question_words as u32,
@@ -198,7 +198,7 @@ impl IndexBuilder {
             choices: if own_words < MIN_UNIQUE_WORDS { choice_keys(&text.choices) } else { Vec::new() },
         });
         let can_have_other_numbers = item_words(&text.question) >= MIN_MASKED_WORDS;
-        let content = words.iter().filter(|word| is_content(word)).count();
+        let content = (0..words.len()).filter(|&place| words.is_content(place)).count();
         let masked_units = (can_have_other_numbers && content >= MIN_MASKED_CONTENT).then(|| Units::masked(&words));
         words.push_text(answer);
         let row = RowWords::new(&words);

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use super::{
     minhash::{Identity, LshIndex, MinHash, jaccard},
-    normalize::{Words, hash_sequence, hash_word, is_number, is_sign, mix},
+    normalize::{Words, hash_sequence, mix},
 };
 
 /// Words below which one word decides what a question asks.
@@ -42,10 +42,11 @@ pub struct Fingerprint {
 impl Fingerprint {
     /// The fingerprint of a question; `scope` is the system prompt. Without `minhash` only exact duplicates are found.
     pub fn new(question: &Words, scope: &Words, minhash: Option<MinHash>) -> Self {
-        let hashes: Vec<u64> = question.iter().map(hash_word).collect();
-        let scope = hash_sequence(scope.iter().map(hash_word));
+        let hashes: Vec<u64> = question.hashes().collect();
+        let scope = hash_sequence(scope.hashes());
         let exact = hash_sequence(hashes.iter().copied().chain([scope]));
-        let numbers = question.iter().filter(|word| is_number(word) || is_sign(word)).map(hash_word);
+        let is_kept = |&place: &usize| question.is_number(place) || question.is_sign(place);
+        let numbers = (0..question.len()).filter(is_kept).map(|place| question.hash(place));
         let mut fingerprint = Self {
             exact,
             scope,
@@ -87,31 +88,62 @@ pub enum Duplicate {
     Near(usize, f64),
 }
 
-/// The kept rows so far. Holds hashes alone: about 0.8 kB per row, whatever the length of its texts.
+/// The kept rows so far. Holds hashes alone: some 250 bytes per row and 4 per word of its question.
 pub struct Dedup {
     threshold: f64,
     minhash: Option<MinHash>,
     exact: HashMap<u64, u32, std::hash::BuildHasherDefault<Identity>>,
-    lsh: LshIndex,
+    /// Where near-duplicates are looked for; `None` when they are not.
+    lsh: Option<LshIndex>,
     /// Row of each entry of `lsh`.
     rows: Vec<u32>,
-    /// Per kept row: where its shingles and its words end in `arena`.
-    ends: Vec<(usize, usize)>,
-    arena: Vec<u32>,
+    sets: Sets,
     kept: u32,
+}
+
+/// The shingles and the words of all kept rows, in chunks that never move: growing needs no second copy.
+#[derive(Default)]
+struct Sets {
+    chunks: Vec<Vec<u32>>,
+    /// Per row: its chunk, where it begins there, its shingles, its words.
+    places: Vec<[u32; 4]>,
+}
+
+/// Hashes of a chunk of [`Sets`]; a longer row has one of its own.
+const CHUNK: usize = 1 << 18;
+
+impl Sets {
+    fn push(&mut self, shingles: &[u32], words: &[u32]) {
+        let length = shingles.len() + words.len();
+        if self.chunks.last().is_none_or(|chunk| chunk.len() + length > chunk.capacity()) {
+            self.chunks.push(Vec::with_capacity(CHUNK.max(length)));
+        }
+        let last = self.chunks.len() - 1;
+        let chunk = &mut self.chunks[last];
+        let place = [last, chunk.len(), shingles.len(), words.len()];
+        chunk.extend_from_slice(shingles);
+        chunk.extend_from_slice(words);
+        self.places.push(place.map(|number| u32::try_from(number).expect("a question has fewer than 2^32 words")));
+    }
+
+    /// The shingles and the words of a row.
+    fn of(&self, row: usize) -> (&[u32], &[u32]) {
+        let [chunk, start, shingles, words] = self.places[row].map(|number| number as usize);
+        self.chunks[chunk][start..start + shingles + words].split_at(shingles)
+    }
 }
 
 impl Dedup {
     /// `threshold` 1 (or more) looks for exact duplicates alone.
     pub fn new(threshold: f64) -> Self {
+        let minhash = (threshold < 1.0).then(|| MinHash::for_threshold(threshold));
         Self {
             threshold,
-            minhash: (threshold < 1.0).then(|| MinHash::for_threshold(threshold)),
+            minhash,
             exact: HashMap::default(),
-            lsh: LshIndex::default(),
+            lsh: minhash.map(LshIndex::new),
             rows: Vec::new(),
-            ends: Vec::new(),
-            arena: Vec::new(),
+            sets: Sets::default(),
             kept: 0,
         }
     }
@@ -126,18 +158,16 @@ impl Dedup {
         if let Some(&kept) = self.exact.get(&row.exact) {
             return Some(Duplicate::Exact(kept as usize));
         }
-        if let Some(minhash) = self.minhash {
-            if let Some((kept, similarity)) = self.near(minhash, row) {
-                return Some(Duplicate::Near(kept, similarity));
-            }
-            for group in self.groups(row) {
-                self.lsh.push(minhash, group, &row.signature);
+        if let Some((kept, similarity)) = self.near(row) {
+            return Some(Duplicate::Near(kept, similarity));
+        }
+        let groups = self.groups(row);
+        if let Some(lsh) = &mut self.lsh {
+            for group in groups {
+                lsh.push(group, &row.signature);
                 self.rows.push(self.kept);
             }
-            self.arena.extend(&row.shingles);
-            let shingles_end = self.arena.len();
-            self.arena.extend(&row.short_words);
-            self.ends.push((shingles_end, self.arena.len()));
+            self.sets.push(&row.shingles, &row.short_words);
         }
         self.exact.insert(row.exact, self.kept);
         self.kept += 1;
@@ -156,13 +186,12 @@ impl Dedup {
         among_long.into_iter().chain(by_numbers)
     }
 
-    fn near(&self, minhash: MinHash, row: &Fingerprint) -> Option<(usize, f64)> {
+    fn near(&self, row: &Fingerprint) -> Option<(usize, f64)> {
+        let lsh = self.lsh.as_ref()?;
         let mut similarity = 0.0;
         let mut accept = |entry: u32| {
             let kept = self.rows[entry as usize] as usize;
-            let start = if kept == 0 { 0 } else { self.ends[kept - 1].1 };
-            let (shingles_end, end) = self.ends[kept];
-            let (shingles, words) = (&self.arena[start..shingles_end], &self.arena[shingles_end..end]);
+            let (shingles, words) = self.sets.of(kept);
             let (small, large) = (shingles.len().min(row.shingles.len()), shingles.len().max(row.shingles.len()));
             if (small as f64) < self.threshold * large as f64 {
                 return false;
@@ -173,7 +202,7 @@ impl Dedup {
             similarity = jaccard(shingles, &row.shingles);
             similarity >= self.threshold
         };
-        let entry = self.groups(row).find_map(|group| self.lsh.find(minhash, group, &row.signature, &mut accept))?;
+        let entry = self.groups(row).find_map(|group| lsh.find(group, &row.signature, &mut accept))?;
         Some((self.rows[entry as usize] as usize, similarity))
     }
 }

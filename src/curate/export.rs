@@ -22,6 +22,8 @@ use parquet::{
     },
     schema::parser::parse_message_type,
 };
+use rayon::prelude::*;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -55,10 +57,53 @@ const ROW_GROUP: usize = 4096;
 /// The splits, as files and cards name them.
 const SPLITS: [&str; 3] = ["train", "valid", "test"];
 
-/// One row, taken apart.
+/// One row, taken apart, and as the formats that are JSON lines have it.
 struct Record {
     columns: Map<String, Value>,
     messages: Vec<Message>,
+    metadata: String,
+    alpaca: Vec<u8>,
+    sharegpt: Vec<u8>,
+}
+
+impl Record {
+    fn of(line: &str) -> Result<Self> {
+        let mut columns: Map<String, Value> = serde_json::from_str(line)?;
+        let messages = columns.get_mut("messages").map(Value::take).unwrap_or_default();
+        let messages: Vec<Message> = serde_json::from_value(messages)?;
+        let alpaca = line_of(&as_alpaca(&messages))?;
+        let sharegpt = line_of(&as_sharegpt(columns.get("id"), &messages))?;
+        Ok(Self { metadata: metadata(&columns), columns, messages, alpaca, sharegpt })
+    }
+}
+
+fn line_of(record: &impl Serialize) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// A row as Alpaca's readers want it.
+#[derive(Serialize)]
+struct Alpaca<'a> {
+    instruction: String,
+    input: &'static str,
+    output: &'a str,
+    system: String,
+    history: Vec<(String, &'a str)>,
+}
+
+/// A row as ShareGPT's readers want it.
+#[derive(Serialize)]
+struct ShareGpt<'a> {
+    id: Option<&'a Value>,
+    conversations: Vec<Turn<'a>>,
+}
+
+#[derive(Serialize)]
+struct Turn<'a> {
+    from: &'a str,
+    value: &'a str,
 }
 
 /// Writes `dataset/` from the files in `folder`.
@@ -91,23 +136,23 @@ fn write_split(source: &Path, dataset: &Path, split: &str) -> Result<()> {
     let schema = Arc::new(parse_message_type(SCHEMA).context("the schema is fixed")?);
     let mut parquet =
         SerializedFileWriter::new(file, schema, Arc::new(properties)).with_context(|| complaint(&target))?;
-    let mut group = Vec::new();
-    for line in reader.lines() {
-        let line = line.with_context(|| format!("cannot read `{}`", source.display()))?;
-        let columns: Map<String, Value> = serde_json::from_str(&line)?;
-        let messages = serde_json::from_value(columns.get("messages").cloned().unwrap_or_default())?;
-        let record = Record { columns, messages };
-        alpaca.write(&as_alpaca(&record.messages))?;
-        sharegpt.write(&as_sharegpt(&record))?;
-        group.push(record);
-        if group.len() == ROW_GROUP {
-            write_group(&mut parquet, &group).with_context(|| complaint(&target))?;
-            group.clear();
-            interrupt::check()?;
+    let mut lines = reader.lines();
+    loop {
+        let group: Vec<String> = lines
+            .by_ref()
+            .take(ROW_GROUP)
+            .collect::<std::io::Result<_>>()
+            .with_context(|| format!("cannot read `{}`", source.display()))?;
+        if group.is_empty() {
+            break;
         }
-    }
-    if !group.is_empty() {
+        let group: Vec<Record> = group.par_iter().map(|line| Record::of(line)).collect::<Result<_>>()?;
+        for record in &group {
+            alpaca.write_line(&record.alpaca)?;
+            sharegpt.write_line(&record.sharegpt)?;
+        }
         write_group(&mut parquet, &group).with_context(|| complaint(&target))?;
+        interrupt::check()?;
     }
     parquet.close().with_context(|| complaint(&target))?;
     fs::rename(&temporary, &target).with_context(|| complaint(&target))?;
@@ -133,7 +178,7 @@ fn write_group<W: Write + Send>(file: &mut SerializedFileWriter<W>, records: &[R
     write_column(&mut group, &roles, Some(&definition), Some(&repetition))?;
     let contents: Vec<ByteArray> = turns().map(|(_, turn)| turn.content.as_str().into()).collect();
     write_column(&mut group, &contents, Some(&definition), Some(&repetition))?;
-    let metadata: Vec<ByteArray> = records.iter().map(|record| metadata(record).as_str().into()).collect();
+    let metadata: Vec<ByteArray> = records.iter().map(|record| record.metadata.as_str().into()).collect();
     write_column(&mut group, &metadata, None, None)?;
     group.close()?;
     Ok(())
@@ -153,13 +198,13 @@ fn write_column<W: Write + Send>(
 }
 
 /// The columns without a place of their own, as JSON.
-fn metadata(record: &Record) -> String {
-    let rest = record.columns.iter().filter(|(key, _)| !NAMED.contains(&key.as_str()) && *key != "messages");
+fn metadata(columns: &Map<String, Value>) -> String {
+    let rest = columns.iter().filter(|(key, _)| !NAMED.contains(&key.as_str()) && *key != "messages");
     Value::Object(rest.map(|(key, value)| (key.clone(), value.clone())).collect()).to_string()
 }
 
 /// The last question and answer; what was said before is the history.
-fn as_alpaca(messages: &[Message]) -> Value {
+fn as_alpaca(messages: &[Message]) -> Alpaca<'_> {
     let system: Vec<&str> =
         messages.iter().filter(|turn| turn.role == "system").map(|turn| turn.content.as_str()).collect();
     let mut turns: Vec<(String, &str)> = Vec::new();
@@ -172,13 +217,10 @@ fn as_alpaca(messages: &[Message]) -> Value {
         }
     }
     let (instruction, output) = turns.pop().unwrap_or_default();
-    json!({
-        "instruction": instruction, "input": "", "output": output, "system": system.join("\n"),
-        "history": turns,
-    })
+    Alpaca { instruction, input: "", output, system: system.join("\n"), history: turns }
 }
 
-fn as_sharegpt(record: &Record) -> Value {
+fn as_sharegpt<'a>(id: Option<&'a Value>, messages: &'a [Message]) -> ShareGpt<'a> {
     fn from(role: &str) -> &str {
         match role {
             "user" => "human",
@@ -186,9 +228,8 @@ fn as_sharegpt(record: &Record) -> Value {
             other => other,
         }
     }
-    let turns: Vec<Value> =
-        record.messages.iter().map(|turn| json!({"from": from(&turn.role), "value": turn.content})).collect();
-    json!({"id": record.columns.get("id"), "conversations": turns})
+    let turns = messages.iter().map(|turn| Turn { from: from(&turn.role), value: &turn.content });
+    ShareGpt { id, conversations: turns.collect() }
 }
 
 /// The card: what Hugging Face's hub and loader read, then what people do.

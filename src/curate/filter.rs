@@ -3,13 +3,16 @@
 //! The rules are few and mechanical, each for a failure that teachers really produce; whether an answer is *right* is
 //! not judged here. The first rule that a row breaks names the reason.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, hash::BuildHasherDefault};
 
 use anyhow::Result;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::normalize::{Words, hash_sequence, hash_word, is_content};
+use super::{
+    minhash::Identity,
+    normalize::{Words, hash_sequence},
+};
 use crate::{config::CurateConfig, error::usage};
 
 /// Why a row is not used.
@@ -30,6 +33,8 @@ pub enum Reason {
     ExactDuplicate,
     /// An earlier row asks nearly the same.
     NearDuplicate,
+    /// An earlier row's question means the same.
+    SemanticDuplicate,
     /// Its discipline has enough rows.
     Quota,
     /// Shares a key concept with the test rows.
@@ -38,7 +43,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order in which rows are tried.
-    pub const ALL: [Reason; 9] = [
+    pub const ALL: [Reason; 10] = [
         Reason::Format,
         Reason::Length,
         Reason::Quality,
@@ -46,6 +51,7 @@ impl Reason {
         Reason::Contaminated,
         Reason::ExactDuplicate,
         Reason::NearDuplicate,
+        Reason::SemanticDuplicate,
         Reason::Quota,
         Reason::HeldOut,
     ];
@@ -60,6 +66,7 @@ impl Reason {
             Reason::Contaminated => "contaminated",
             Reason::ExactDuplicate => "exact_duplicate",
             Reason::NearDuplicate => "near_duplicate",
+            Reason::SemanticDuplicate => "semantic_duplicate",
             Reason::Quota => "quota",
             Reason::HeldOut => "held_out",
         }
@@ -95,6 +102,9 @@ const REFUSALS: [&str; 14] = [
     "i can't help with",
     "i cannot fulfill",
 ];
+
+/// A text with its words.
+pub type Cut<'a> = (&'a str, &'a Words);
 
 /// The rules of one configuration.
 pub struct Filter {
@@ -132,12 +142,18 @@ impl Filter {
         })
     }
 
-    /// The first rule that a question (all user turns) and its answer (the last turn) break.
-    pub fn check(&self, question: &str, answer: &str) -> Option<Rejection> {
+    /// The first rule that a question (all user turns) and its answer (one turn), each with its words, break.
+    pub fn check(&self, (question, asked): Cut, (answer, answered): Cut) -> Option<Rejection> {
         self.format(question, answer)
             .map(|evidence| (Reason::Format, evidence))
             .or_else(|| self.length(question, answer).map(|evidence| (Reason::Length, evidence)))
-            .or_else(|| quality(question, answer).map(|evidence| (Reason::Quality, evidence)))
+            .or_else(|| failure(question, answer).map(|evidence| (Reason::Quality, evidence)))
+            .or_else(|| {
+                let (what, evidence) = [("question", asked), ("answer", answered)]
+                    .into_iter()
+                    .find_map(|(what, words)| Some((what, repetition(words)?)))?;
+                Some((Reason::Quality, format!("the {what} repeats itself: {evidence}")))
+            })
     }
 
     fn format(&self, question: &str, answer: &str) -> Option<String> {
@@ -179,7 +195,7 @@ impl Filter {
     }
 }
 
-fn quality(question: &str, answer: &str) -> Option<String> {
+fn failure(question: &str, answer: &str) -> Option<String> {
     if question.trim() == answer.trim() {
         return Some("the answer is the question".into());
     }
@@ -191,9 +207,7 @@ fn quality(question: &str, answer: &str) -> Option<String> {
     if end.ends_with([',', ':', '，', '：']) && end.split_whitespace().nth(1).is_some() {
         return Some("the answer breaks off".into());
     }
-    [("question", question), ("answer", answer)]
-        .into_iter()
-        .find_map(|(what, text)| repetition(text).map(|evidence| format!("the {what} repeats itself: {evidence}")))
+    None
 }
 
 /// The beginning of a refusal, if the answer is one.
@@ -229,19 +243,18 @@ fn has_closed_fences(text: &str) -> bool {
 }
 
 /// A word that follows itself many times, or a text of which more than half are runs of six words said before.
-fn repetition(text: &str) -> Option<String> {
-    let words = Words::of(text);
+fn repetition(words: &Words) -> Option<String> {
     let mut run = 1;
     for place in 1..words.len() {
-        run = if words.word(place) == words.word(place - 1) { run + 1 } else { 1 };
-        if run > MAX_WORD_RUN && is_content(words.word(place)) {
+        run = if words.hash(place) == words.hash(place - 1) { run + 1 } else { 1 };
+        if run > MAX_WORD_RUN && words.is_content(place) {
             return Some(format!("`{}` more than {MAX_WORD_RUN} times in a row", words.word(place)));
         }
     }
     if words.len() < MIN_REPETITION_WORDS {
         return None;
     }
-    let Runs { total, repeated, first } = runs(&words);
+    let Runs { total, repeated, first } = runs(words);
     let start = first.filter(|_| total + REPETITION_WORDS > MIN_REPETITION_WORDS && 2 * repeated > total)?;
     Some(format!("{repeated} of {total} runs, such as `{}`", words.join(start, start + REPETITION_WORDS)))
 }
@@ -260,12 +273,13 @@ struct Runs {
 }
 
 fn runs(words: &Words) -> Runs {
-    let hashes: Vec<u64> = words.iter().map(hash_word).collect();
-    let mut seen = HashSet::new();
+    let hashes: Vec<u64> = words.hashes().collect();
+    let mut seen: HashSet<u64, BuildHasherDefault<Identity>> = HashSet::default();
+    seen.reserve(hashes.len());
     let mut runs = Runs { total: 0, repeated: 0, first: None };
     for (start, window) in hashes.windows(REPETITION_WORDS).enumerate() {
         // Matrices and tables of numbers repeat by right.
-        if !(start..start + REPETITION_WORDS).any(|place| is_content(words.word(place))) {
+        if !(start..start + REPETITION_WORDS).any(|place| words.is_content(place)) {
             continue;
         }
         runs.total += 1;
@@ -283,7 +297,11 @@ mod tests {
 
     fn verdict(question: &str, answer: &str) -> Option<Reason> {
         let config = CurateConfig { max_answer_chars: 4000, ..CurateConfig::default() };
-        Filter::new(&config).expect("a fine configuration").check(question, answer).map(|(reason, _)| reason)
+        check(&Filter::new(&config).expect("a fine configuration"), question, answer).map(|(reason, _)| reason)
+    }
+
+    fn check(filter: &Filter, question: &str, answer: &str) -> Option<Rejection> {
+        filter.check((question, &Words::of(question)), (answer, &Words::of(answer)))
     }
 
     #[test]
@@ -328,8 +346,8 @@ mod tests {
     fn the_answer_pattern_is_a_rule_and_a_bad_one_is_a_usage_error() {
         let with = |pattern: &str| Filter::new(&CurateConfig { answer_pattern: pattern.into(), ..Default::default() });
         let filter = with(r"(?s)The answer is .+\.$").expect("a fine pattern");
-        assert_eq!(filter.check("How many legs?", "The answer is 4."), None);
-        assert!(matches!(filter.check("How many legs?", "4"), Some((Reason::Format, _))));
+        assert_eq!(check(&filter, "How many legs?", "The answer is 4."), None);
+        assert!(matches!(check(&filter, "How many legs?", "4"), Some((Reason::Format, _))));
         let error = with("(").err().expect("an open group");
         assert_eq!(crate::error::exit_code(&error), 2);
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::BuildHasherDefault,
     path::Path,
     sync::LazyLock,
 };
@@ -9,7 +10,10 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::normalize::Words;
+use super::{
+    minhash::Identity,
+    normalize::{Words, hash_word},
+};
 
 /// The lists that the program brings along.
 const BUILT_IN: &str = include_str!("../../configs/lexicons/audit.toml");
@@ -20,8 +24,8 @@ const TOXIC: &str = "toxic";
 pub struct Lexicon {
     /// Groups with their categories, in order.
     groups: Vec<(String, Vec<String>)>,
-    /// Word -> places in the flat list of all categories.
-    places: HashMap<String, Vec<usize>>,
+    /// Hash of a word or of its plural -> places in the flat list of all categories.
+    places: HashMap<u64, Vec<usize>, BuildHasherDefault<Identity>>,
     /// Which of all categories are toxic.
     toxic: Vec<bool>,
     /// Word -> its counterpart of the other gender.
@@ -66,23 +70,28 @@ impl Lexicon {
         let lists: Lists = toml::from_str(content)?;
         let mut lexicon = Self {
             groups: Vec::new(),
-            places: HashMap::new(),
+            places: HashMap::default(),
             toxic: Vec::new(),
             exchange: HashMap::new(),
             is_name: HashMap::new(),
         };
+        let mut listed: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (group, categories) in lists.groups {
             for words in categories.values() {
                 let place = lexicon.toxic.len();
                 lexicon.toxic.push(group == TOXIC);
                 for word in words {
-                    let places = lexicon.places.entry(word.to_lowercase()).or_default();
+                    let places = listed.entry(word.to_lowercase()).or_default();
                     if !places.contains(&place) {
                         places.push(place);
                     }
                 }
             }
             lexicon.groups.push((group, categories.into_keys().collect()));
+        }
+        lexicon.places.extend(listed.iter().map(|(word, places)| (hash_word(word), places.clone())));
+        for (word, places) in listed {
+            lexicon.places.entry(hash_word(&(word + "s"))).or_insert(places);
         }
         for (one, other) in lists.counterfactual.words.iter().chain(&lists.counterfactual.names) {
             lexicon.exchange.insert(one.to_lowercase(), other.to_lowercase());
@@ -103,21 +112,15 @@ impl Lexicon {
     /// Mentions of every category in a text.
     pub fn mentions(&self, words: &Words) -> Vec<u32> {
         let mut counts = vec![0; self.toxic.len()];
-        for word in words.iter() {
-            let known = self.places.get(word).or_else(|| self.places.get(word.strip_suffix('s')?));
-            known.into_iter().flatten().for_each(|&place| counts[place] += 1);
+        for hash in words.hashes() {
+            self.places.get(&hash).into_iter().flatten().for_each(|&place| counts[place] += 1);
         }
         counts
     }
 
-    /// Words of a text on the toxicity lists.
-    pub fn toxic_words(&self, text: &str) -> u32 {
-        self.mentions(&Words::of(text))
-            .iter()
-            .zip(&self.toxic)
-            .filter(|(_, toxic)| **toxic)
-            .map(|(count, _)| count)
-            .sum()
+    /// Mentions of words on the toxicity lists, among those that [`Self::mentions`] has counted.
+    pub fn toxic_words(&self, mentions: &[u32]) -> u32 {
+        mentions.iter().zip(&self.toxic).filter(|(_, toxic)| **toxic).map(|(count, _)| count).sum()
     }
 
     /// The text with the words and names of one gender exchanged for those of the other; `None` when it has none.
@@ -209,8 +212,9 @@ mod tests {
         assert_eq!(mentions("She told her brothers.", "gender"), [("female".into(), 2), ("male".into(), 1)]);
         let regions = mentions("A Kenyan and two Indians in Paris", "region");
         assert_eq!(regions, [("europe".into(), 1), ("south_asia".into(), 1), ("sub_saharan_africa".into(), 1)]);
-        assert_eq!(Lexicon::built_in().toxic_words("You idiots are STUPID."), 2);
-        assert_eq!(Lexicon::built_in().toxic_words("You scholars are clever."), 0);
+        let lexicon = Lexicon::built_in();
+        let toxic = |text: &str| lexicon.toxic_words(&lexicon.mentions(&Words::of(text)));
+        assert_eq!((toxic("You idiots are STUPID."), toxic("You scholars are clever.")), (2, 0));
     }
 
     #[test]

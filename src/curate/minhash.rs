@@ -6,12 +6,15 @@
 //!
 //! **Source**: Broder 1997 (MinHash); Leskovec, Rajaraman, Ullman, *Mining of Massive Datasets*, section 3.4 (bands).
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::sync::LazyLock;
 
 use super::normalize::{hash_sequence, hash_word, mix};
 
-/// Bands of a signature. 16 bands reach 99 % recall with 6 rows each at a threshold of 0.8.
-const BANDS: usize = 16;
+/// Most bands of a signature where rows of more than one hash do: 12 bands reach 99 % recall with 5 hashes each at a
+/// threshold of 0.8. More bands of more hashes would propose less chaff, which costs less than their memory.
+const MAX_BANDS: usize = 12;
+/// Bands below the least threshold for which [`MAX_BANDS`] of one hash each reach the recall.
+const MAX_SINGLE_BANDS: usize = 32;
 /// Most rows per band: beyond, more hashing buys nothing, as exact verification weeds out chance candidates.
 const MAX_ROWS_PER_BAND: usize = 8;
 /// Most hash functions of a signature.
@@ -25,28 +28,33 @@ const MAX_CANDIDATES_PER_BAND: usize = 512;
 /// How signatures are made and cut into bands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MinHash {
+    bands: usize,
     rows_per_band: usize,
 }
 
 impl MinHash {
-    /// The longest bands whose recall at `threshold` is still [`RECALL_AT_THRESHOLD`]; longer bands propose less chaff.
+    /// The longest bands whose recall at `threshold` is still [`RECALL_AT_THRESHOLD`] (longer bands propose less chaff),
+    /// and no more of them than that takes.
     pub fn for_threshold(threshold: f64) -> Self {
-        let rows_per_band = (1..=MAX_ROWS_PER_BAND)
+        let reaches = |minhash: &Self| minhash.probability(threshold) >= RECALL_AT_THRESHOLD;
+        let fewest =
+            |rows_per_band: usize, most: usize| (1..=most).map(|bands| Self { bands, rows_per_band }).find(reaches);
+        (1..=MAX_ROWS_PER_BAND)
             .rev()
-            .find(|&rows| Self { rows_per_band: rows }.probability(threshold) >= RECALL_AT_THRESHOLD)
-            .unwrap_or(1);
-        Self { rows_per_band }
+            .find_map(|rows| fewest(rows, MAX_BANDS))
+            .or_else(|| fewest(1, MAX_SINGLE_BANDS))
+            .unwrap_or(Self { bands: MAX_SINGLE_BANDS, rows_per_band: 1 })
     }
 
     /// Probability that a pair of this similarity is proposed: `1 - (1 - s^r)^b`.
     pub fn probability(self, similarity: f64) -> f64 {
         let agree = similarity.powi(self.rows_per_band as i32);
-        1.0 - (1.0 - agree).powi(BANDS as i32)
+        1.0 - (1.0 - agree).powi(self.bands as i32)
     }
 
     /// Number of bands.
     pub fn bands(self) -> usize {
-        BANDS
+        self.bands
     }
 
     /// Hashes per band.
@@ -56,7 +64,7 @@ impl MinHash {
 
     /// The signature of a set: for each of `bands * rows_per_band` hash functions the least hash of its members.
     pub fn signature(self, shingles: &[u32]) -> Vec<u32> {
-        signature(shingles, BANDS * self.rows_per_band)
+        signature(shingles, self.bands * self.rows_per_band)
     }
 }
 
@@ -115,61 +123,109 @@ pub fn jaccard(left: &[u32], right: &[u32]) -> f64 {
 
 /// The bands of all entries so far.
 ///
-/// A bucket is a chain: the map holds the latest entry of a band's hash and `previous` the one before it, which costs
-/// about 20 bytes per entry and band (0.3 GB for a million entries).
+/// A bucket is a chain: the table holds its latest entry, and each entry the one before it in the same bucket. Buckets
+/// are as many as entries, so a chain may hold several hashes; its entries know theirs. 8 bytes per entry and band, and
+/// 4 to 8 for the table (about 160 MB for a million entries at a threshold of 0.8).
 pub struct LshIndex {
-    /// Per band: hash of the band's rows -> latest entry.
-    latest: Vec<HashMap<u32, u32, std::hash::BuildHasherDefault<Identity>>>,
-    /// `[entries * BANDS]`: the entry before in the same bucket, or [`NONE`].
-    previous: Vec<u32>,
+    minhash: MinHash,
+    /// `[bands, buckets]`: the latest entry of each bucket, or [`NONE`].
+    latest: Vec<u32>,
+    /// Buckets per band: a power of two.
+    buckets: usize,
+    /// Of [`CHUNK`] entries each, `[entries, bands]`: chunks never move, so growing needs no second copy.
+    links: Vec<Vec<Link>>,
+    entries: u32,
+}
+
+/// One band of one entry.
+#[derive(Clone, Copy)]
+struct Link {
+    hash: u32,
+    /// The entry before in the same bucket, or [`NONE`].
+    previous: u32,
 }
 
 const NONE: u32 = u32::MAX;
-
-impl Default for LshIndex {
-    fn default() -> Self {
-        Self { latest: (0..BANDS).map(|_| HashMap::default()).collect(), previous: Vec::new() }
-    }
-}
+/// Entries of a chunk.
+const CHUNK: usize = 1 << 14;
+/// Buckets per band in the beginning.
+const FIRST_BUCKETS: usize = 1 << 10;
 
 impl LshIndex {
+    /// An empty index.
+    pub fn new(minhash: MinHash) -> Self {
+        let latest = vec![NONE; minhash.bands * FIRST_BUCKETS];
+        Self { minhash, latest, buckets: FIRST_BUCKETS, links: Vec::new(), entries: 0 }
+    }
+
     /// Calls `accept` on earlier entries of the same group that share a band, until it returns true; gives that entry
     /// back. An entry may be offered once per shared band; the order depends only on the entries and is latest first.
-    pub fn find(
-        &self,
-        minhash: MinHash,
-        group: u64,
-        signature: &[u32],
-        mut accept: impl FnMut(u32) -> bool,
-    ) -> Option<u32> {
-        for (band, latest) in self.latest.iter().enumerate() {
-            let mut entry = latest.get(&band_hash(minhash, group, signature, band)).copied().unwrap_or(NONE);
-            for _ in 0..MAX_CANDIDATES_PER_BAND {
-                if entry == NONE {
-                    break;
+    pub fn find(&self, group: u64, signature: &[u32], mut accept: impl FnMut(u32) -> bool) -> Option<u32> {
+        for band in 0..self.minhash.bands {
+            let hash = self.band_hash(group, signature, band);
+            let mut entry = self.latest[self.bucket(band, hash)];
+            let mut candidates = 0;
+            while entry != NONE && candidates < MAX_CANDIDATES_PER_BAND {
+                let link = self.link(entry, band);
+                if link.hash == hash {
+                    candidates += 1;
+                    if accept(entry) {
+                        return Some(entry);
+                    }
                 }
-                if accept(entry) {
-                    return Some(entry);
-                }
-                entry = self.previous[entry as usize * BANDS + band];
+                entry = link.previous;
             }
         }
         None
     }
 
     /// Adds the next entry; entries count from 0.
-    pub fn push(&mut self, minhash: MinHash, group: u64, signature: &[u32]) {
-        let entry = u32::try_from(self.previous.len() / BANDS).expect("fewer than 2^32 entries");
-        for band in 0..BANDS {
-            let before = self.latest[band].insert(band_hash(minhash, group, signature, band), entry);
-            self.previous.push(before.unwrap_or(NONE));
+    pub fn push(&mut self, group: u64, signature: &[u32]) {
+        if self.entries as usize == self.buckets {
+            self.grow();
+        }
+        let (entry, bands) = (self.entries, self.minhash.bands);
+        if (entry as usize).is_multiple_of(CHUNK) {
+            self.links.push(Vec::with_capacity(CHUNK * bands));
+        }
+        for band in 0..bands {
+            let hash = self.band_hash(group, signature, band);
+            let bucket = self.bucket(band, hash);
+            let previous = std::mem::replace(&mut self.latest[bucket], entry);
+            self.links[entry as usize / CHUNK].push(Link { hash, previous });
+        }
+        self.entries = entry.checked_add(1).filter(|&entries| entries != NONE).expect("fewer than 2^32 - 1 entries");
+    }
+
+    /// Twice the buckets, each with its entries in the same order.
+    fn grow(&mut self) {
+        self.buckets *= 2;
+        self.latest.clear();
+        self.latest.resize(self.minhash.bands * self.buckets, NONE);
+        for entry in 0..self.entries {
+            for band in 0..self.minhash.bands {
+                let hash = self.link(entry, band).hash;
+                let bucket = self.bucket(band, hash);
+                let previous = std::mem::replace(&mut self.latest[bucket], entry);
+                self.links[entry as usize / CHUNK][entry as usize % CHUNK * self.minhash.bands + band].previous =
+                    previous;
+            }
         }
     }
-}
 
-fn band_hash(minhash: MinHash, group: u64, signature: &[u32], band: usize) -> u32 {
-    let rows = &signature[band * minhash.rows_per_band..(band + 1) * minhash.rows_per_band];
-    (hash_sequence(std::iter::once(group).chain(rows.iter().map(|&row| u64::from(row)))) >> 32) as u32
+    fn link(&self, entry: u32, band: usize) -> Link {
+        self.links[entry as usize / CHUNK][entry as usize % CHUNK * self.minhash.bands + band]
+    }
+
+    fn bucket(&self, band: usize, hash: u32) -> usize {
+        band * self.buckets + (hash as usize & (self.buckets - 1))
+    }
+
+    fn band_hash(&self, group: u64, signature: &[u32], band: usize) -> u32 {
+        let length = self.minhash.rows_per_band;
+        let rows = &signature[band * length..(band + 1) * length];
+        (hash_sequence(std::iter::once(group).chain(rows.iter().map(|&row| u64::from(row)))) >> 32) as u32
+    }
 }
 
 /// Hashes that are already well mixed need no second hashing.
@@ -218,10 +274,10 @@ mod tests {
         ) {
             let left = sorted(&shared.union(&left).copied().collect());
             let right = sorted(&shared.union(&right).copied().collect());
-            let minhash = MinHash { rows_per_band: MAX_ROWS_PER_BAND };
+            let minhash = MinHash { bands: 16, rows_per_band: 8 };
             let exact = jaccard(&left, &right);
             let estimated = estimate(&minhash.signature(&left), &minhash.signature(&right));
-            let functions = (BANDS * MAX_ROWS_PER_BAND) as f64;
+            let functions = 128.0;
             // One function's worth of slack, because the estimate is a multiple of 1 / 128.
             let allowed = 5.0 * (exact * (1.0 - exact) / functions).sqrt() + 1.0 / functions;
             prop_assert!((exact - estimated).abs() <= allowed, "exact {exact}, estimated {estimated}");
@@ -245,7 +301,7 @@ mod tests {
             let minhash = MinHash::for_threshold(threshold);
             assert!(minhash.probability(threshold) >= RECALL_AT_THRESHOLD, "{threshold}: {minhash:?}");
         }
-        assert_eq!(MinHash::for_threshold(0.8).rows_per_band(), 6);
+        assert_eq!(MinHash::for_threshold(0.8), MinHash { bands: 12, rows_per_band: 5 });
     }
 
     #[test]
@@ -253,17 +309,29 @@ mod tests {
         let minhash = MinHash::for_threshold(0.8);
         let same = minhash.signature(&[1, 2, 3]);
         let other = minhash.signature(&[7, 8, 9]);
-        let mut index = LshIndex::default();
+        let mut index = LshIndex::new(minhash);
         for (group, signature) in [(0, &same), (0, &other), (0, &same), (1, &same)] {
-            index.push(minhash, group, signature);
+            index.push(group, signature);
         }
         let mut offered = Vec::new();
-        index.find(minhash, 0, &same, |entry| {
+        index.find(0, &same, |entry| {
             offered.push(entry);
             false
         });
         assert_eq!(&offered[..2], [2, 0]);
         assert!(!offered.contains(&1) && !offered.contains(&3));
-        assert_eq!(index.find(minhash, 0, &other, |_| true), Some(1));
+        assert_eq!(index.find(0, &other, |_| true), Some(1));
+        // More entries than the first buckets and than a chunk hold.
+        for number in 0..CHUNK as u32 + 10 {
+            index.push(2, &minhash.signature(&[number, number + 100_000]));
+        }
+        index.push(0, &same);
+        offered.clear();
+        index.find(0, &same, |entry| {
+            offered.push(entry);
+            false
+        });
+        assert_eq!(&offered[..3], [CHUNK as u32 + 14, 2, 0]);
+        assert_eq!(index.find(2, &minhash.signature(&[7, 100_007]), |_| true), Some(11));
     }
 }

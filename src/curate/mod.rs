@@ -5,7 +5,7 @@
 //! ([`columns`]), `audit.json` ([`audit`]), `dataset/` and `stats.json`, in the order of the input, byte for byte the same
 //! on every run. *Rejects*, in this order and each with its evidence: `format`, `length`, `quality` ([`filter`]),
 //! `threshold` ([`columns`]), `contaminated` ([`decontaminate`]), `exact_duplicate` and `near_duplicate` ([`dedup`]),
-//! and where asked for `quota` and `held_out`; a damaged line is such a rejection too. *Resumes* by starting over: files appear only when they are whole.
+//! and where asked for `semantic_duplicate` ([`semantic_duplicates`]), `quota` and `held_out`; a damaged line is such a rejection too. *Resumes* by starting over: files appear only when they are whole.
 
 mod arithmetic;
 pub mod audit;
@@ -17,12 +17,14 @@ mod export;
 pub mod filter;
 pub mod lexicon;
 pub mod minhash;
+pub mod model_columns;
 mod ngram_table;
 pub mod normalize;
 mod pass;
 mod plan;
 pub mod row_words;
 pub mod rows;
+pub mod semantic_duplicates;
 pub mod split;
 mod whole_items;
 mod writer;
@@ -33,16 +35,19 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
+pub use self::model_columns::Role;
 pub use self::pass::{Audit, CurateStats, NearDuplicateStats, SplitCounts};
 use self::{
     benchmarks::BenchmarkText,
     decontaminate::{BenchmarkIndex, IndexBuilder},
+    pass::Source,
     rows::RowFormat,
 };
 use crate::{
     cli::StageArgs,
-    config::Config,
+    config::{Config, CurateConfig},
     error::{Failure, usage},
+    language_model::{LanguageModel, TextEncoder},
     run_dir::RunDir,
     seed, telemetry,
 };
@@ -70,18 +75,17 @@ pub struct CurateArgs {
     pub benchmarks: Option<PathBuf>,
 }
 
-/// `glan curate`.
-pub fn main(args: &CurateArgs) -> Result<()> {
-    let config = args.stage.load_config()?;
+/// `glan curate`; `models` loads those that the configuration names.
+pub fn main(args: &CurateArgs, config: &Config, models: &mut dyn Models) -> Result<()> {
     if args.benchmarks.is_some() && !config.curate.decontaminate {
         return Err(usage("`--benchmarks` was given, but `curate.decontaminate` is false; drop one of the two"));
     }
-    let folder = args.benchmarks.as_deref().or_else(|| configured_folder(&config));
+    let folder = args.benchmarks.as_deref().or_else(|| configured_folder(config));
     let stats = match (&args.data, &args.output) {
-        (Some(data), Some(output)) => curate_file(&config, folder, data, output)?,
+        (Some(data), Some(output)) => curate_file(config, folder, data, output, models)?,
         _ => {
-            let run_dir = RunDir::open(&args.stage.run_dir_path(), &config)?;
-            curate_run(&config, folder, &run_dir)?
+            let run_dir = RunDir::open(&args.stage.run_dir_path(), config)?;
+            curate_run(config, folder, &run_dir, models)?
         }
     };
     if args.stage.json {
@@ -95,8 +99,8 @@ pub fn main(args: &CurateArgs) -> Result<()> {
 /// Runs the stage on a run directory.
 ///
 /// **Errors**: the answers are missing ([`Failure::MissingInput`]); the benchmarks folder is (usage); the disk fails.
-pub fn run(config: &Config, run_dir: &RunDir) -> Result<()> {
-    let stats = curate_run(config, configured_folder(config), run_dir)?;
+pub fn run(config: &Config, run_dir: &RunDir, models: &mut dyn Models) -> Result<()> {
+    let stats = curate_run(config, configured_folder(config), run_dir, models)?;
     tracing::info!("curate: {}", summary(&stats));
     Ok(())
 }
@@ -105,7 +109,12 @@ fn configured_folder(config: &Config) -> Option<&Path> {
     Some(config.evaluate.data_dir.as_path()).filter(|folder| !folder.as_os_str().is_empty())
 }
 
-fn curate_run(config: &Config, folder: Option<&Path>, run_dir: &RunDir) -> Result<CurateStats> {
+fn curate_run(
+    config: &Config,
+    folder: Option<&Path>,
+    run_dir: &RunDir,
+    models: &mut dyn Models,
+) -> Result<CurateStats> {
     let answers = run_dir.stage_file("generate", "answers.jsonl");
     if !answers.is_file() {
         return Err(Failure::MissingInput(format!(
@@ -119,16 +128,27 @@ fn curate_run(config: &Config, folder: Option<&Path>, run_dir: &RunDir) -> Resul
     let output = run_dir.stage("curate");
     let provenance = provenance(run_dir, config.seed)?;
     let curate = &config.curate;
-    let stats = pass::curate(&answers, RowFormat::Pairs, &provenance, &output, curate, config.seed, index.as_ref())?;
+    model_columns::measure(&answers, RowFormat::Pairs, &output, curate, &mut |role| models.language_model(role))?;
+    let encoder = encoder(curate, models)?;
+    let source = Source { path: &answers, format: RowFormat::Pairs, provenance: &provenance };
+    let stats = pass::curate(&source, &output, curate, config.seed, index.as_ref(), encoder.as_deref())?;
     warn_when_empty(&stats, &output);
     Ok(stats)
 }
 
-fn curate_file(config: &Config, folder: Option<&Path>, data: &Path, output: &Path) -> Result<CurateStats> {
+fn curate_file(
+    config: &Config,
+    folder: Option<&Path>,
+    data: &Path,
+    output: &Path,
+    models: &mut dyn Models,
+) -> Result<CurateStats> {
     if !data.is_file() {
         return Err(usage(format!("`--data {}` is not a file", data.display())));
     }
-    for name in ["train.jsonl", "valid.jsonl", "test.jsonl", "rejected.jsonl", "scores.jsonl"] {
+    for name in
+        ["train.jsonl", "valid.jsonl", "test.jsonl", "rejected.jsonl", "scores.jsonl", "ifd.jsonl", "judge_score.jsonl"]
+    {
         let target = output.join(name);
         if target.exists() && target.canonicalize()? == data.canonicalize()? {
             return Err(usage(format!(
@@ -139,9 +159,25 @@ fn curate_file(config: &Config, folder: Option<&Path>, data: &Path, output: &Pat
     }
     let index = benchmark_index(config, folder)?;
     let curate = &config.curate;
-    let stats = pass::curate(data, RowFormat::Messages, &Value::Null, output, curate, config.seed, index.as_ref())?;
+    model_columns::measure(data, RowFormat::Messages, output, curate, &mut |role| models.language_model(role))?;
+    let encoder = encoder(curate, models)?;
+    let source = Source { path: data, format: RowFormat::Messages, provenance: &Value::Null };
+    let stats = pass::curate(&source, output, curate, config.seed, index.as_ref(), encoder.as_deref())?;
     warn_when_empty(&stats, output);
     Ok(stats)
+}
+
+/// What the stage asks for when the configuration names it.
+pub trait Models {
+    /// Loads the model that measures a column.
+    fn language_model(&mut self, role: Role) -> Result<Box<dyn LanguageModel>>;
+
+    /// Loads the encoder of [`semantic_duplicates`].
+    fn encoder(&mut self) -> Result<Box<dyn TextEncoder>>;
+}
+
+fn encoder(config: &CurateConfig, models: &mut dyn Models) -> Result<Option<Box<dyn TextEncoder>>> {
+    if config.encoder_model.is_empty() { Ok(None) } else { Ok(Some(models.encoder()?)) }
 }
 
 /// What all rows of a run have in common: which weights wrote them, with which prompts and which seed.
@@ -181,7 +217,7 @@ fn benchmark_index(config: &Config, folder: Option<&Path>) -> Result<Option<Benc
         })?;
         if files == 0 {
             tracing::warn!(
-                "the benchmarks folder `{}` holds no .jsonl, .json, .csv or .tsv file; nothing of it is compared",
+                "the benchmarks folder `{}` holds no .jsonl, .json, .csv, .tsv or .parquet file; nothing of it is compared",
                 folder.display()
             );
         }
@@ -230,6 +266,10 @@ fn summary(stats: &CurateStats) -> String {
 mod benchmarks_tests;
 #[cfg(test)]
 mod decontaminate_tests;
+#[cfg(test)]
+mod dedup_tests;
+#[cfg(test)]
+mod model_columns_tests;
 #[cfg(test)]
 mod planted_tests;
 #[cfg(test)]

@@ -2,14 +2,17 @@
 //!
 //! Millions of n-grams cost 12 bytes each instead of a hash map's 30 or more, and a look-up touches one short run.
 
-/// Bits of the hash that select a run. 2^20 runs of a ten-million-entry table hold about ten entries each.
-const PREFIX_BITS: u32 = 20;
+/// Most bits of the hash that select a run. 2^20 runs of a ten-million-entry table hold about ten entries each; smaller
+/// tables have fewer runs, which stay in the processor's caches.
+const MAX_PREFIX_BITS: u32 = 20;
 
 /// Hashes and the text that each comes from.
 pub struct NgramTable {
     hashes: Vec<u64>,
     texts: Vec<u32>,
-    /// `[2^PREFIX_BITS + 1]`: where the hashes with each prefix begin.
+    /// Bits of the hash that select a run.
+    prefix_bits: u32,
+    /// `[2^prefix_bits + 1]`: where the hashes with each prefix begin.
     starts: Vec<u32>,
 }
 
@@ -35,14 +38,15 @@ impl NgramTable {
             hashes.push(run[0].0);
             texts.push(run[0].1);
         }
-        let mut starts = vec![0; (1 << PREFIX_BITS) + 1];
+        let prefix_bits = (usize::BITS - hashes.len().leading_zeros()).clamp(1, MAX_PREFIX_BITS);
+        let mut starts = vec![0; (1 << prefix_bits) + 1];
         for &hash in &hashes {
-            starts[prefix(hash) + 1] += 1;
+            starts[prefix(hash, prefix_bits) + 1] += 1;
         }
         for at in 1..starts.len() {
             starts[at] += starts[at - 1];
         }
-        (Self { hashes, texts, starts }, dropped)
+        (Self { hashes, texts, prefix_bits, starts }, dropped)
     }
 
     /// Number of hashes.
@@ -52,14 +56,15 @@ impl NgramTable {
 
     /// The first text with this hash.
     pub fn find(&self, hash: u64) -> Option<u32> {
-        let (start, end) = (self.starts[prefix(hash)] as usize, self.starts[prefix(hash) + 1] as usize);
+        let run = prefix(hash, self.prefix_bits);
+        let (start, end) = (self.starts[run] as usize, self.starts[run + 1] as usize);
         let place = self.hashes[start..end].binary_search(&hash).ok()?;
         Some(self.texts[start + place])
     }
 }
 
-fn prefix(hash: u64) -> usize {
-    (hash >> (64 - PREFIX_BITS)) as usize
+fn prefix(hash: u64, bits: u32) -> usize {
+    (hash >> (64 - bits)) as usize
 }
 
 #[cfg(test)]

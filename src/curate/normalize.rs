@@ -9,60 +9,108 @@ use unicode_normalization::UnicodeNormalization;
 /// The words of a text.
 ///
 /// A word is a run of letters and digits in lower case, a number with its decimal point, or one arithmetic sign.
-/// Chinese and Japanese characters are a word each, since their scripts put no spaces between words.
+/// Chinese and Japanese characters are a word each, since their scripts put no spaces between words. What every later
+/// step asks of a word (its hash, whether it is a number) is found out here, once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Words {
     /// All words, one after the other.
     text: String,
-    /// Where each word ends in `text`; ascending.
-    ends: Vec<u32>,
+    words: Vec<Word>,
+}
+
+/// One word of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Word {
+    /// [`hash_word`] of it.
+    hash: u64,
+    /// Where it ends in the text of all words; ascending.
+    end: u32,
+    is_number: bool,
+    is_content: bool,
+    is_sign: bool,
 }
 
 impl Words {
     /// Cuts a text into words.
     pub fn of(text: &str) -> Self {
-        let mut words = Words { text: String::with_capacity(text.len()), ends: Vec::with_capacity(text.len() / 5) };
+        let mut words = Words { text: String::with_capacity(text.len()), words: Vec::with_capacity(text.len() / 5) };
         words.push_text(text);
         words
     }
 
     /// Appends the words of another text.
     pub fn push_text(&mut self, text: &str) {
-        let chars: Vec<char> = if text.is_ascii() { text.chars().collect() } else { plain_chars(text) };
+        if text.is_ascii() { self.push_chars(text.as_bytes()) } else { self.push_chars(&plain_chars(text)) }
+    }
+
+    /// Appends words that are already cut.
+    pub fn append(&mut self, other: &Self) {
+        let start = self.text.len();
+        self.text.push_str(&other.text);
+        self.words.extend(other.words.iter().map(|word| Word { end: end_of(start + word.end as usize), ..*word }));
+    }
+
+    /// `chars` are ASCII bytes or plain characters.
+    fn push_chars<C: Copy + Into<char>>(&mut self, chars: &[C]) {
+        let first = self.words.len();
         for (place, &char) in chars.iter().enumerate() {
-            if is_ideograph(char) {
-                self.end_word();
+            let char: char = char.into();
+            if char.is_ascii_alphanumeric() {
+                self.text.push(char.to_ascii_lowercase());
+            } else if char == ' ' {
+                self.end_word(first);
+            } else if is_ideograph(char) {
+                self.end_word(first);
                 self.text.push(char);
-                self.end_word();
+                self.end_word(first);
             } else if char.is_alphanumeric() {
                 self.text.extend(char.to_lowercase());
-            } else if is_operator(&chars, place) {
-                self.end_word();
+            } else if is_operator(chars, place) {
+                self.end_word(first);
                 self.text.push(plain_operator(char));
-                self.end_word();
-            } else if is_decimal_point(&chars, place) {
+                self.end_word(first);
+            } else if is_decimal_point(chars, place) {
                 self.text.push('.');
-            } else if !is_inner(&chars, place) {
-                self.end_word();
+            } else if !is_inner(chars, place) {
+                self.end_word(first);
             }
         }
-        self.end_word();
+        self.end_word(first);
     }
 
     /// Number of words.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.words.len()
     }
 
     /// Whether there is no word.
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.words.is_empty()
     }
 
     /// One word.
     pub fn word(&self, index: usize) -> &str {
-        let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
-        &self.text[start..self.ends[index] as usize]
+        &self.text[self.start(index)..self.words[index].end as usize]
+    }
+
+    /// [`hash_word`] of one word.
+    pub fn hash(&self, index: usize) -> u64 {
+        self.words[index].hash
+    }
+
+    /// [`is_number`] of one word.
+    pub fn is_number(&self, index: usize) -> bool {
+        self.words[index].is_number
+    }
+
+    /// [`is_content`] of one word.
+    pub fn is_content(&self, index: usize) -> bool {
+        self.words[index].is_content
+    }
+
+    /// [`is_sign`] of one word.
+    pub fn is_sign(&self, index: usize) -> bool {
+        self.words[index].is_sign
     }
 
     /// All words in order.
@@ -70,23 +118,46 @@ impl Words {
         (0..self.len()).map(|index| self.word(index))
     }
 
+    /// [`hash_word`] of all words in order.
+    pub fn hashes(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.words.iter().map(|word| word.hash)
+    }
+
     /// Words `start..end` with a space between them.
     pub fn join(&self, start: usize, end: usize) -> String {
         (start..end).map(|index| self.word(index)).collect::<Vec<_>>().join(" ")
     }
 
-    fn end_word(&mut self) {
-        let start = self.ends.last().map_or(0, |&end| end as usize);
-        if self.text.len() > start {
-            // "don t" and "Janet s" have lost an apostrophe to somebody who strips punctuation.
-            let is_tail = matches!(&self.text[start..], "s" | "t" | "re" | "ll" | "ve");
-            let last = self.ends.len().checked_sub(1).filter(|&last| is_tail && is_content(self.word(last)));
-            if last.is_some() {
-                self.ends.pop();
-            }
-            self.ends.push(u32::try_from(self.text.len()).expect("a text has less than 4 GiB"));
-        }
+    fn start(&self, index: usize) -> usize {
+        if index == 0 { 0 } else { self.words[index - 1].end as usize }
     }
+
+    /// Ends the word that is being written, if there is one; `first` is the first word of the text that it is of.
+    fn end_word(&mut self, first: usize) {
+        let mut start = self.start(self.words.len());
+        if self.text.len() == start {
+            return;
+        }
+        // "don t" and "Janet s" have lost an apostrophe to somebody who strips punctuation.
+        let is_tail = matches!(&self.text[start..], "s" | "t" | "re" | "ll" | "ve");
+        if is_tail && self.words.len() > first && self.words[self.words.len() - 1].is_content {
+            self.words.pop();
+            start = self.start(self.words.len());
+        }
+        let word = &self.text[start..];
+        let is_number = is_number(word);
+        self.words.push(Word {
+            hash: hash_word(word),
+            end: end_of(self.text.len()),
+            is_number,
+            is_content: !is_number && is_content(word),
+            is_sign: is_sign(word),
+        });
+    }
+}
+
+fn end_of(length: usize) -> u32 {
+    u32::try_from(length).expect("a text has less than 4 GiB")
 }
 
 /// The characters of a text in their plainest form.
@@ -166,7 +237,15 @@ pub fn mix(mut value: u64) -> u64 {
 
 /// A 64-bit hash of a sequence of hashes; order counts.
 pub fn hash_sequence(hashes: impl IntoIterator<Item = u64>) -> u64 {
-    hashes.into_iter().fold(0x9e37_79b9_7f4a_7c15, |sum, hash| mix(sum.rotate_left(5) ^ hash))
+    hashes.into_iter().fold(HASH_START, hash_next)
+}
+
+/// The hash of the empty sequence.
+pub const HASH_START: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The hash of a sequence with one more hash at its end.
+pub fn hash_next(sequence: u64, hash: u64) -> u64 {
+    mix(sequence.rotate_left(5) ^ hash)
 }
 
 /// Whether a character is a word by itself.
@@ -176,43 +255,55 @@ fn is_ideograph(char: char) -> bool {
 }
 
 /// Whether a mark belongs inside a word: an apostrophe between letters, or a comma that groups thousands.
-fn is_inner(chars: &[char], place: usize) -> bool {
-    let before = place.checked_sub(1).map(|index| chars[index]);
-    let after = chars.get(place + 1).copied();
-    let (Some(before), Some(after)) = (before, after) else { return false };
-    match chars[place] {
+fn is_inner<C: Copy + Into<char>>(chars: &[C], place: usize) -> bool {
+    let (Some(before), Some(after)) =
+        (place.checked_sub(1).and_then(|at| char_at(chars, at)), char_at(chars, place + 1))
+    else {
+        return false;
+    };
+    match chars[place].into() {
         '\'' | '’' | '`' => before.is_alphabetic() && after.is_alphabetic(),
         // `1,000` is one number; `1,2` is two.
         ',' => {
-            let digits = chars[place + 1..].iter().take_while(|char| char.is_ascii_digit()).count();
+            let digits = chars[place + 1..].iter().take_while(|&&char| is_digit(char)).count();
             before.is_ascii_digit() && digits == 3
         }
         _ => false,
     }
 }
 
-fn is_decimal_point(chars: &[char], place: usize) -> bool {
-    chars[place] == '.'
+fn char_at<C: Copy + Into<char>>(chars: &[C], place: usize) -> Option<char> {
+    chars.get(place).map(|&char| char.into())
+}
+
+fn is_digit<C: Into<char>>(char: C) -> bool {
+    char.into().is_ascii_digit()
+}
+
+fn is_decimal_point<C: Copy + Into<char>>(chars: &[C], place: usize) -> bool {
+    chars[place].into() == '.'
         && place > 0
-        && chars[place - 1].is_ascii_digit()
-        && chars.get(place + 1).is_some_and(char::is_ascii_digit)
+        && is_digit(chars[place - 1])
+        && chars.get(place + 1).is_some_and(|&char| is_digit(char))
 }
 
 /// Whether a mark is arithmetic. `+ = ^ %` always are; a dash, a slash or an angle bracket only between numbers or lone
 /// letters, since in prose ("well-known", "and/or", "Paris - the city") it is punctuation that another writer leaves out.
-fn is_operator(chars: &[char], place: usize) -> bool {
-    match chars[place] {
+fn is_operator<C: Copy + Into<char>>(chars: &[C], place: usize) -> bool {
+    let mark: char = chars[place].into();
+    match mark {
         '+' | '=' | '^' | '%' | '×' | '÷' | '≤' | '≥' | '≠' => true,
         // `**bold**` and bullet points are Markdown, not multiplication.
         '*' | '-' | '−' | '–' | '/' | '<' | '>' => {
+            let is_space = |char: C| char.into().is_whitespace();
             // At the start of a line it is a bullet or a quotation mark, whatever stands above.
-            let left = chars[..place].iter().rposition(|char| !char.is_whitespace() || *char == '\n');
-            let left = left.filter(|&left| chars[left] != '\n');
-            let right = chars[place + 1..].iter().position(|char| !char.is_whitespace()).map(|at| at + place + 1);
+            let left = chars[..place].iter().rposition(|&char| !is_space(char) || char.into() == '\n');
+            let left = left.filter(|&left| chars[left].into() != '\n');
+            let right = chars[place + 1..].iter().position(|&char| !is_space(char)).map(|at| at + place + 1);
             let Some(right) = right.filter(|&at| is_operand(chars, at)) else { return false };
             match left {
                 Some(left) => is_operand(chars, left),
-                None => matches!(chars[place], '-' | '−' | '–') && right == place + 1 && chars[right].is_ascii_digit(),
+                None => matches!(mark, '-' | '−' | '–') && right == place + 1 && is_digit(chars[right]),
             }
         }
         _ => false,
@@ -220,10 +311,10 @@ fn is_operator(chars: &[char], place: usize) -> bool {
 }
 
 /// Whether the character at `place` can stand next to an arithmetic sign: a digit, a bracket, or a letter on its own.
-fn is_operand(chars: &[char], place: usize) -> bool {
-    let char = chars[place];
+fn is_operand<C: Copy + Into<char>>(chars: &[C], place: usize) -> bool {
+    let char: char = chars[place].into();
     let is_letter_at =
-        |index: Option<usize>| index.and_then(|index| chars.get(index)).is_some_and(|c| c.is_alphabetic());
+        |index: Option<usize>| index.and_then(|index| char_at(chars, index)).is_some_and(char::is_alphabetic);
     char.is_ascii_digit()
         || matches!(char, '(' | ')')
         || (char.is_alphabetic() && !is_letter_at(place.checked_sub(1)) && !is_letter_at(Some(place + 1)))
@@ -290,7 +381,10 @@ mod tests {
     fn appending_gives_the_same_words_as_joining() {
         let mut words = Words::of("one two");
         words.push_text("three");
-        assert_eq!(words, Words::of("one two three"));
+        words.append(&Words::of("don t 1,000 水"));
+        assert_eq!(words, Words::of("one two three don t 1,000 水"));
+        words.push_text("s");
+        assert_eq!(words.word(words.len() - 1), "s", "a tail belongs to a word of its own text");
         assert_ne!(hash_sequence([1, 2]), hash_sequence([2, 1]));
     }
 }

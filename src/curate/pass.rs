@@ -19,9 +19,10 @@ use super::{
     filter::{Filter, Reason, Rejection},
     lexicon::Lexicon,
     minhash::MinHash,
-    normalize::Words,
-    row_words::Conversation,
+    model_columns::{Measured, ModelColumns},
+    row_words::RowText,
     rows::{Row, RowFormat},
+    semantic_duplicates::Encoder,
     writer::Writer,
 };
 use crate::{config::CurateConfig, error::usage, interrupt, records};
@@ -87,7 +88,33 @@ pub(super) struct Judged {
     pub parent: Option<String>,
     /// What was measured; `None` of a line that is no row.
     pub measured: Option<(Columns, RowAudit)>,
-    pub verdict: Result<(Map<String, Value>, Fingerprint), Rejection>,
+    pub verdict: Result<Kept, Rejection>,
+}
+
+/// A row that nothing speaks against but, perhaps, its likes.
+pub(super) struct Kept {
+    pub columns: Map<String, Value>,
+    /// `columns` as they are written, if nothing changes them.
+    pub line: Vec<u8>,
+    pub fingerprint: Fingerprint,
+    /// Where an encoder is configured.
+    pub meaning: Option<Meaning>,
+}
+
+/// What a question means.
+pub(super) struct Meaning {
+    /// Its vector.
+    pub vector: Vec<f32>,
+    /// Which of the rows before its batch is nearest, and their cosine, if that reaches the threshold.
+    pub nearest: Option<(usize, f32)>,
+}
+
+/// Rows on disk.
+pub(super) struct Source<'a> {
+    pub path: &'a Path,
+    pub format: RowFormat,
+    /// What all rows of a run have in common; `null` for rows from elsewhere.
+    pub provenance: &'a Value,
 }
 
 /// What every row is held against.
@@ -100,19 +127,20 @@ struct Judge<'a> {
     lexicon: &'a Lexicon,
     index: Option<&'a BenchmarkIndex>,
     minhash: Option<MinHash>,
+    encoder: Encoder<'a>,
 }
 
 /// Curates one file into `output`: `train.jsonl`, `valid.jsonl`, `test.jsonl`, `rejected.jsonl`, `scores.jsonl`,
 /// `audit.json`, `stats.json`.
-pub fn curate(
-    input: &Path,
-    format: RowFormat,
-    provenance: &Value,
+pub(super) fn curate(
+    source: &Source,
     output: &Path,
     config: &CurateConfig,
     run_seed: u64,
     index: Option<&BenchmarkIndex>,
+    encoder: Encoder,
 ) -> Result<CurateStats> {
+    let &Source { path: input, format, provenance } = source;
     let thresholds = config.thresholds.iter().map(|text| Threshold::parse(text).map_err(usage));
     let own_lexicon = if config.lexicon.as_os_str().is_empty() { None } else { Some(Lexicon::read(&config.lexicon)?) };
     let lexicon = own_lexicon.as_ref().unwrap_or(Lexicon::built_in());
@@ -125,9 +153,11 @@ pub fn curate(
         lexicon,
         index,
         minhash: dedup.minhash(),
+        encoder: encoder.filter(|_| config.semantic_duplicate_threshold < 1.0),
     };
     let mut lines = benchmarks::open(input)?;
-    let mut writer = Writer::create(output, config, run_seed, lexicon)?;
+    let mut model_columns = ModelColumns::open(output, config)?;
+    let mut writer = Writer::create(output, config, run_seed, lexicon, encoder)?;
     let mut number = 0;
     loop {
         interrupt::check()?;
@@ -136,9 +166,20 @@ pub fn curate(
         if batch.is_empty() {
             break;
         }
-        let judged: Vec<Judged> = batch.par_iter().map(|(number, line)| judge.judge(line, *number)).collect();
+        let measured: Vec<Measured> = batch.iter().map(|_| model_columns.next_line()).collect::<Result<_>>()?;
+        let work = batch.par_iter().zip(&measured);
+        let semantic = writer.semantic();
+        let judge_line = |((number, line), measured): (&(usize, Vec<u8>), &Measured)| {
+            let mut judged = judge.judge(line, *number, measured)?;
+            if let Ok(Kept { meaning: Some(meaning), .. }) = &mut judged.verdict {
+                meaning.nearest = semantic.find(&meaning.vector, 0);
+            }
+            Ok(judged)
+        };
+        let judged: Vec<Judged> = work.map(judge_line).collect::<Result<_>>()?;
+        let seen = semantic.next_number();
         for row in judged {
-            writer.take(row, &mut dedup)?;
+            writer.take(row, seen, &mut dedup)?;
         }
     }
     let near_duplicates = dedup.minhash().map(|minhash| NearDuplicateStats {
@@ -158,7 +199,7 @@ pub fn curate(
 }
 
 /// The next lines that are not blank, with their numbers from 1.
-fn read_batch(lines: &mut dyn BufRead, number: &mut usize) -> std::io::Result<Vec<(usize, Vec<u8>)>> {
+pub(super) fn read_batch(lines: &mut dyn BufRead, number: &mut usize) -> std::io::Result<Vec<(usize, Vec<u8>)>> {
     let mut batch = Vec::with_capacity(BATCH);
     while batch.len() < BATCH {
         let mut line = Vec::new();
@@ -176,38 +217,54 @@ fn read_batch(lines: &mut dyn BufRead, number: &mut usize) -> std::io::Result<Ve
 }
 
 impl Judge<'_> {
-    fn judge(&self, line: &[u8], number: usize) -> Judged {
+    /// `by_models` are the columns that models have measured of this line.
+    fn judge(&self, line: &[u8], number: usize, by_models: &Measured) -> Result<Judged> {
         let row = match Row::parse(line, number, self.format) {
             Ok(row) => row.with_provenance(self.provenance),
             Err(bad) => {
-                return Judged {
+                return Ok(Judged {
                     id: bad.id,
                     parent: None,
                     measured: None,
                     verdict: Err((Reason::Format, bad.evidence)),
-                };
+                });
             }
         };
-        let question = row.question();
-        let words = Words::of(&question);
-        let columns = Columns::of(&row, &question, self.lexicon);
-        let audit = RowAudit::of(&row, self.lexicon);
-        let broken_rule = row.turns("assistant").find_map(|answer| self.filter.check(&question, answer));
-        let broken = |threshold: &Threshold| threshold.check(|column| columns.get(column));
-        let rejection =
-            broken_rule.or_else(|| Some((Reason::Threshold, self.thresholds.iter().find_map(broken)?))).or_else(|| {
-                let leak = self.index?.find(&words, &Conversation::of(&row.messages))?;
-                Some((Reason::Contaminated, leak.to_string()))
-            });
-        let verdict = match rejection {
+        let text = RowText::of(&row.messages);
+        let audit = RowAudit::of(&row, &text, self.lexicon);
+        let mut columns = Columns::of(&row, &text, self.lexicon.toxic_words(&audit.mentions));
+        by_models.iter().for_each(|&(column, value)| columns.set(column, value));
+        let verdict = match self.reject(&text, &columns) {
             Some(rejection) => Err(rejection),
-            None => {
-                let mut system = Words::default();
-                row.turns("system").for_each(|turn| system.push_text(turn));
-                let fingerprint = Fingerprint::new(&words, &system, self.minhash);
-                Ok((row.output, fingerprint))
-            }
+            None => Ok(Kept {
+                fingerprint: Fingerprint::new(&text.asked, &text.system, self.minhash),
+                meaning: match self.encoder {
+                    Some(encoder) => Some(Meaning { vector: encoder.encode(&text.question)?, nearest: None }),
+                    None => None,
+                },
+                line: line_of(&row.output),
+                columns: Map::new(),
+            }),
         };
-        Judged { id: row.id, parent: row.parent, measured: Some((columns, audit)), verdict }
+        let verdict = verdict.map(|kept| Kept { columns: row.output, ..kept });
+        Ok(Judged { id: row.id, parent: row.parent, measured: Some((columns, audit)), verdict })
     }
+
+    /// Why a row is not used, whatever the others are.
+    fn reject(&self, text: &RowText, columns: &Columns) -> Option<Rejection> {
+        let question = (text.question.as_ref(), &text.asked);
+        let broken = |threshold: &Threshold| threshold.check(|column| columns.get(column));
+        let leak = || self.index?.find(&text.asked, &text.conversation);
+        text.answers()
+            .find_map(|answer| self.filter.check(question, answer))
+            .or_else(|| Some((Reason::Threshold, self.thresholds.iter().find_map(broken)?)))
+            .or_else(|| Some((Reason::Contaminated, leak()?.to_string())))
+    }
+}
+
+/// A row as a line of JSON.
+pub(super) fn line_of(columns: &Map<String, Value>) -> Vec<u8> {
+    let mut line = serde_json::to_vec(columns).expect("maps with text keys are JSON");
+    line.push(b'\n');
+    line
 }

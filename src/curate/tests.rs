@@ -40,6 +40,23 @@ fn kept(output: &Path) -> Result<Vec<Value>> {
     Ok(rows)
 }
 
+/// No model is configured.
+struct NoModels;
+
+impl Models for NoModels {
+    fn language_model(&mut self, _: Role) -> Result<Box<dyn LanguageModel>> {
+        anyhow::bail!("no model is configured")
+    }
+
+    fn encoder(&mut self) -> Result<Box<dyn TextEncoder>> {
+        anyhow::bail!("no encoder is configured")
+    }
+}
+
+fn curate_file(config: &Config, folder: Option<&Path>, data: &Path, output: &Path) -> Result<CurateStats> {
+    super::curate_file(config, folder, data, output, &mut NoModels)
+}
+
 /// Every file under a folder, by its path there.
 fn read_all(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
@@ -189,7 +206,7 @@ fn the_control_gives_every_training_row_the_answer_of_another() -> Result<()> {
 fn a_run_directory_goes_from_answers_to_rows_that_name_them() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let run_dir = RunDir::open(folder.path(), &config())?;
-    let error = run(&config(), &run_dir).expect_err("there are no answers yet");
+    let error = run(&config(), &run_dir, &mut NoModels).expect_err("there are no answers yet");
     assert_eq!(crate::error::exit_code(&error), 3);
     assert!(error.to_string().contains("glan generate"), "{error}");
     let answers = run_dir.stage_file("generate", "answers.jsonl");
@@ -199,7 +216,7 @@ fn a_run_directory_goes_from_answers_to_rows_that_name_them() -> Result<()> {
         "class_sessions": ["Chords"], "key_concepts": ["Triad"], "question": "What is a triad?", "answer": "Three notes.",
     });
     fs::write(answers, format!("{row}\n{}\n", row.to_string().replace("a1", "a2")))?;
-    run(&config(), &run_dir)?;
+    run(&config(), &run_dir, &mut NoModels)?;
     let rows = kept(&run_dir.stage("curate"))?;
     assert_eq!(rows.len(), 1);
     assert_eq!((&rows[0]["parent"], &rows[0]["subject"]), (&json!("a1"), &json!("Harmony")));

@@ -9,17 +9,18 @@
 //!
 //! A match begins and ends at words of the row. It is looked up by its first 4, 8, 16 or 32 units and then by its length.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, hash::BuildHasherDefault, ops::Range, sync::LazyLock};
 
 use super::{
-    normalize::{Words, hash_sequence, hash_word, is_sign, mix},
+    minhash::Identity,
+    normalize::{Words, hash_sequence, hash_word, mix},
     row_words::Rolling,
 };
 
 /// Items with fewer words match on their exact numbers alone.
 pub const MIN_MASKED_WORDS: usize = 13;
 /// Lengths in units of the beginnings by which items are looked up.
-const HEADS: [usize; 4] = [32, 16, 8, 4];
+const HEADS: [usize; 4] = [4, 8, 16, 32];
 /// Bits of the table that spares most look-ups.
 const FILTER_BITS: u32 = 21;
 
@@ -45,11 +46,15 @@ impl Units {
 
     fn of(words: &Words, masked: bool) -> Self {
         const MARK: u64 = 1;
-        let mut units: Vec<u64> = Vec::new();
+        let mut units: Vec<u64> = Vec::with_capacity(5 * words.len());
         let mut before = Vec::with_capacity(words.len() + 1);
-        for word in words.iter() {
+        for (place, word) in words.iter().enumerate() {
             before.push(units.len() as u32);
-            if is_sign(word) {
+            if words.is_sign(place) {
+                continue;
+            }
+            if word.is_ascii() && !words.is_number(place) {
+                units.extend(word.bytes().map(|letter| letter_unit(char::from(letter))));
                 continue;
             }
             let mut rest = word;
@@ -63,7 +68,7 @@ impl Units {
                 let unit = match (first.is_ascii_digit(), masked) {
                     (true, true) => MARK,
                     (true, false) => hash_word(&rest[..length]),
-                    (false, _) => mix(u64::from(u32::from(first)) + 2),
+                    (false, _) => letter_unit(first),
                 };
                 if unit != MARK || units.last() != Some(&MARK) {
                     units.push(unit);
@@ -114,6 +119,12 @@ impl Units {
     }
 }
 
+/// The unit of a letter.
+fn letter_unit(letter: char) -> u64 {
+    static ASCII: LazyLock<[u64; 128]> = LazyLock::new(|| std::array::from_fn(|letter| mix(letter as u64 + 2)));
+    ASCII.get(letter as usize).copied().unwrap_or_else(|| mix(u64::from(u32::from(letter)) + 2))
+}
+
 /// The arithmetic signs of a run of words, by hash. An equals sign at an end only asks for the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signs {
@@ -125,7 +136,7 @@ pub struct Signs {
 impl Signs {
     /// The signs of words `start..end`: those in front, at the end and between the others.
     pub fn of(words: &Words, start: usize, end: usize) -> Self {
-        let is_word = |place: &usize| !is_sign(words.word(*place));
+        let is_word = |place: &usize| !words.is_sign(*place);
         let first = (start..end).find(is_word).unwrap_or(end);
         let last = (first..end).rev().find(is_word).map_or(end, |place| place + 1);
         Self::around(words, first, last, &(start..end))
@@ -133,14 +144,11 @@ impl Signs {
 
     /// The signs among words `start..end`, and those next to them within `turn`.
     pub fn around(words: &Words, start: usize, end: usize, turn: &Range<usize>) -> Self {
-        let sign = |place: usize| {
-            let word = words.word(place);
-            (is_sign(word) && word != "=").then(|| hash_word(word))
-        };
-        let mut among = (start..end).map(|place| words.word(place)).filter(|word| is_sign(word)).peekable();
+        let sign = |place: usize| (words.is_sign(place) && words.word(place) != "=").then(|| words.hash(place));
+        let mut among = (start..end).filter(|&place| words.is_sign(place)).map(|place| words.hash(place)).peekable();
         Self {
             before: if start > turn.start { sign(start - 1) } else { None },
-            among: among.peek().is_some().then(|| hash_sequence(among.map(hash_word))),
+            among: among.peek().is_some().then(|| hash_sequence(among)),
             after: if end < turn.end { sign(end) } else { None },
         }
     }
@@ -157,11 +165,14 @@ impl Signs {
 #[derive(Default)]
 pub struct WholeItems {
     /// First units -> lengths in units of the items that begin so.
-    heads: HashMap<u64, Vec<u32>>,
-    /// Which heads may be there: one bit per hash.
+    heads: HashMap<u64, Vec<u32>, BuildHasherDefault<Identity>>,
+    /// Which heads may be there: one bit per hash. Items with a longer head have a bit for its beginnings of 8 and 16
+    /// units too, so that where the shorter is not there the longer need not be looked for.
     filter: Vec<u64>,
+    /// Whether any item has a head of four units.
+    has_least: bool,
     /// All units -> texts, in order.
-    items: HashMap<u64, Vec<u32>>,
+    items: HashMap<u64, Vec<u32>, BuildHasherDefault<Identity>>,
 }
 
 impl WholeItems {
@@ -172,13 +183,16 @@ impl WholeItems {
         if same.last() != Some(&text) {
             same.push(text);
         }
-        let Some(&head) = HEADS.iter().find(|&&head| head <= length) else { return };
-        let hash = key(units.rolling.hash(0, head), head);
+        let Some(longest) = HEADS.iter().rposition(|&head| head <= length) else { return };
         if self.filter.is_empty() {
             self.filter = vec![0; 1 << (FILTER_BITS - 6)];
         }
-        let (place, bit) = filter_bit(hash);
-        self.filter[place] |= bit;
+        self.has_least |= longest == 0;
+        for &head in &HEADS[longest.min(1)..=longest] {
+            let (place, bit) = filter_bit(key(units.rolling.hash(0, head), head));
+            self.filter[place] |= bit;
+        }
+        let hash = key(units.rolling.hash(0, HEADS[longest]), HEADS[longest]);
         let lengths = self.heads.entry(hash).or_default();
         if let Err(place) = lengths.binary_search(&(length as u32)) {
             lengths.insert(place, length as u32);
@@ -207,15 +221,7 @@ impl WholeItems {
             if start == units.before[word + 1] as usize {
                 continue;
             }
-            for head in HEADS {
-                if start + head > total {
-                    continue;
-                }
-                let hash = key(units.rolling.hash(start, start + head), head);
-                let (place, bit) = filter_bit(hash);
-                if self.filter[place] & bit == 0 {
-                    continue;
-                }
+            for hash in self.heads_at(units, start).into_iter().rev().flatten() {
                 for &length in self.heads.get(&hash).map_or(&[][..], Vec::as_slice) {
                     let end = start + length as usize;
                     if end > total {
@@ -232,6 +238,32 @@ impl WholeItems {
             }
         }
         None
+    }
+}
+
+impl WholeItems {
+    /// Hashes of the heads that may begin at a unit, shortest first.
+    fn heads_at(&self, units: &Units, start: usize) -> [Option<u64>; HEADS.len()] {
+        let head_at = |head: usize| {
+            let end = start + head;
+            if end > units.len() {
+                return None;
+            }
+            let hash = key(units.rolling.hash(start, end), head);
+            let (place, bit) = filter_bit(hash);
+            (self.filter[place] & bit != 0).then_some(hash)
+        };
+        let mut heads = [None; HEADS.len()];
+        if self.has_least {
+            heads[0] = head_at(HEADS[0]);
+        }
+        for (hash, &head) in heads.iter_mut().zip(&HEADS).skip(1) {
+            *hash = head_at(head);
+            if hash.is_none() {
+                break;
+            }
+        }
+        heads
     }
 }
 

@@ -19,11 +19,13 @@ use super::{
     columns::Columns,
     decontaminate::IndexCounts,
     dedup::{Dedup, Duplicate},
-    filter::Reason,
+    filter::{Reason, Rejection},
     lexicon::Lexicon,
-    pass::{Audit, CurateStats, Judged, NearDuplicateStats, SplitCounts},
+    pass::{Audit, CurateStats, Judged, Kept, Meaning, NearDuplicateStats, SplitCounts, line_of},
     plan::{Fate, KeptRow, Plan},
+    row_words::RowText,
     rows::{Row, RowFormat},
+    semantic_duplicates::{Encoder, SemanticIndex},
     split::{Split, is_counterfactual, shuffled_answers},
 };
 use crate::{config::CurateConfig, records};
@@ -52,6 +54,7 @@ pub(super) struct Writer<'a> {
     config: &'a CurateConfig,
     run_seed: u64,
     lexicon: &'a Lexicon,
+    encoder: Encoder<'a>,
     output: PathBuf,
     train: PendingFile,
     valid: PendingFile,
@@ -63,20 +66,51 @@ pub(super) struct Writer<'a> {
     /// Rows by the reason that removed them, in the order of [`Reason::ALL`]; the kept ones last.
     tallies: Vec<Tally>,
     counterfactual_rows: usize,
-    kept_ids: Vec<Box<str>>,
+    /// Of every row without an earlier one in its words: its id, or that of the row that means the same.
+    kept_ids: Ids,
+    rows_in: usize,
+    semantic: SemanticIndex,
+    /// Number among `kept_ids` of each vector of `semantic`.
+    semantic_rows: Vec<u32>,
     /// Where each line of `train` begins; kept only when answers are to be shuffled.
     train_offsets: Vec<u64>,
     splits: SplitCounts,
     rejections: BTreeMap<&'static str, usize>,
 }
 
+/// The ids of all kept rows, one after the other.
+#[derive(Default)]
+struct Ids {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Ids {
+    fn push(&mut self, id: &str) {
+        self.text.push_str(id);
+        self.ends.push(self.text.len());
+    }
+
+    fn of(&self, row: usize) -> &str {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        &self.text[start..self.ends[row]]
+    }
+}
+
 impl<'a> Writer<'a> {
-    pub fn create(output: &Path, config: &'a CurateConfig, run_seed: u64, lexicon: &'a Lexicon) -> Result<Self> {
+    pub fn create(
+        output: &Path,
+        config: &'a CurateConfig,
+        run_seed: u64,
+        lexicon: &'a Lexicon,
+        encoder: Encoder<'a>,
+    ) -> Result<Self> {
         fs::create_dir_all(output).with_context(|| format!("cannot create folder `{}`", output.display()))?;
         Ok(Self {
             config,
             run_seed,
             lexicon,
+            encoder,
             output: output.to_owned(),
             train: PendingFile::create(output, "train.jsonl")?,
             valid: PendingFile::create(output, "valid.jsonl")?,
@@ -89,22 +123,54 @@ impl<'a> Writer<'a> {
             },
             tallies: vec![Tally::default(); Reason::ALL.len() + 1],
             counterfactual_rows: 0,
-            kept_ids: Vec::new(),
+            kept_ids: Ids::default(),
+            rows_in: 0,
+            semantic: SemanticIndex::new(config.semantic_duplicate_threshold),
+            semantic_rows: Vec::new(),
             train_offsets: Vec::new(),
             splits: SplitCounts::default(),
             rejections: Reason::ALL.iter().map(|reason| (reason.name(), 0)).collect(),
         })
     }
 
-    /// Takes the next row of the input.
-    pub fn take(&mut self, row: Judged, dedup: &mut Dedup) -> Result<()> {
-        let Judged { id, parent, measured, verdict } = row;
-        let outcome = verdict.and_then(|(columns, fingerprint)| match dedup.push(&fingerprint) {
-            Some(Duplicate::Exact(kept)) => Err((Reason::ExactDuplicate, self.kept_ids[kept].to_string())),
-            Some(Duplicate::Near(kept, similarity)) => {
-                Err((Reason::NearDuplicate, format!("{} (jaccard {similarity:.3})", self.kept_ids[kept])))
+    /// The meanings of the rows so far.
+    pub fn semantic(&self) -> &SemanticIndex {
+        &self.semantic
+    }
+
+    /// What of the earlier rows a row repeats, in words or in meaning; otherwise it is one of them from now on.
+    fn repeats(&mut self, id: &str, kept: &mut Kept, seen: usize, dedup: &mut Dedup) -> Option<Rejection> {
+        match dedup.push(&kept.fingerprint) {
+            Some(Duplicate::Exact(row)) => return Some((Reason::ExactDuplicate, self.kept_ids.of(row).to_owned())),
+            Some(Duplicate::Near(row, similarity)) => {
+                let evidence = format!("{} (jaccard {similarity:.3})", self.kept_ids.of(row));
+                return Some((Reason::NearDuplicate, evidence));
             }
-            None => Ok(columns),
+            None => {}
+        }
+        if let Some(Meaning { vector, nearest }) = kept.meaning.take() {
+            // The batch's own rows came after the search.
+            let own = self.semantic.find(&vector, seen);
+            let nearest = nearest.filter(|(_, most)| own.is_none_or(|(_, cosine)| cosine <= *most)).or(own);
+            if let Some((number, cosine)) = nearest {
+                let same = self.kept_ids.of(self.semantic_rows[number] as usize).to_owned();
+                self.kept_ids.push(&same);
+                return Some((Reason::SemanticDuplicate, format!("{same} (cosine {cosine:.3})")));
+            }
+            self.semantic.push(vector);
+            self.semantic_rows.push(u32::try_from(self.kept_ids.ends.len()).ok()?);
+        }
+        self.kept_ids.push(id);
+        None
+    }
+
+    /// Takes the next row of the input; its batch began when `seen` meanings were known.
+    pub fn take(&mut self, row: Judged, seen: usize, dedup: &mut Dedup) -> Result<()> {
+        let Judged { id, parent, measured, verdict } = row;
+        self.rows_in += 1;
+        let outcome = verdict.and_then(|mut kept| match self.repeats(&id, &mut kept, seen, dedup) {
+            Some(rejection) => Err(rejection),
+            None => Ok(kept),
         });
         let reason = outcome.as_ref().err().map(|(reason, _)| *reason);
         if let Some((columns, audit)) = measured {
@@ -113,42 +179,37 @@ impl<'a> Writer<'a> {
             let place = reason.map_or(Reason::ALL.len(), |reason| reason as usize);
             self.tallies[place].add(audit);
         }
-        let columns = match outcome {
-            Ok(columns) => columns,
+        let Kept { columns, line, .. } = match outcome {
+            Ok(kept) => kept,
             Err((reason, evidence)) => return self.reject(&id, parent.as_deref(), reason, &evidence),
         };
         match &mut self.undecided {
             Some((file, plan)) => {
                 plan.push(KeptRow::of(&id, &columns, self.run_seed));
-                file.write(&columns)?;
+                file.write_line(&line)?;
             }
-            None => self.write(Split::of(&id, self.run_seed, self.config), &id, columns)?,
+            None => self.write(Split::of(&id, self.run_seed, self.config), &id, columns, line)?,
         }
-        self.kept_ids.push(id.into_boxed_str());
         Ok(())
     }
 
-    fn write(&mut self, split: Split, id: &str, mut columns: Map<String, Value>) -> Result<()> {
-        if split == Split::Train && is_counterfactual(id, self.run_seed, self.config.counterfactual_fraction) {
-            self.counterfactual_rows += usize::from(exchange(&mut columns, self.lexicon));
+    /// Writes a row; `line` is what `columns` look like.
+    fn write(&mut self, split: Split, id: &str, mut columns: Map<String, Value>, mut line: Vec<u8>) -> Result<()> {
+        let is_counterfactual = is_counterfactual(id, self.run_seed, self.config.counterfactual_fraction);
+        if split == Split::Train && is_counterfactual && exchange(&mut columns, self.lexicon) {
+            self.counterfactual_rows += 1;
+            line = line_of(&columns);
         }
-        match split {
-            Split::Train => {
-                if self.config.shuffle_answers {
-                    self.train_offsets.push(self.train.bytes);
-                }
-                self.splits.train += 1;
-                self.train.write(&columns)
-            }
-            Split::Valid => {
-                self.splits.valid += 1;
-                self.valid.write(&columns)
-            }
-            Split::Test => {
-                self.splits.test += 1;
-                self.test.write(&columns)
-            }
+        let (file, rows) = match split {
+            Split::Train => (&mut self.train, &mut self.splits.train),
+            Split::Valid => (&mut self.valid, &mut self.splits.valid),
+            Split::Test => (&mut self.test, &mut self.splits.test),
+        };
+        if split == Split::Train && self.config.shuffle_answers {
+            self.train_offsets.push(file.bytes);
         }
+        *rows += 1;
+        file.write_line(&line)
     }
 
     fn reject(&mut self, id: &str, parent: Option<&str>, reason: Reason, evidence: &str) -> Result<()> {
@@ -177,7 +238,7 @@ impl<'a> Writer<'a> {
             };
             self.tallies[place].add(audit);
             match fate {
-                Fate::Write(split) => self.write(split, &id, columns)?,
+                Fate::Write(split) => self.write(split, &id, columns, line)?,
                 Fate::Reject(reason, evidence) => self.reject(&id, parent.as_deref(), reason, &evidence)?,
             }
         }
@@ -190,7 +251,7 @@ impl<'a> Writer<'a> {
         near_duplicates: Option<NearDuplicateStats>,
         benchmarks: Option<IndexCounts>,
     ) -> Result<CurateStats> {
-        let rows_in = self.kept_ids.len() + self.rejections.values().sum::<usize>();
+        let rows_in = self.rows_in;
         self.decide()?;
         if self.config.shuffle_answers {
             self.train = shuffle(self.train, &self.output, &self.train_offsets, self.run_seed)?;
@@ -209,9 +270,13 @@ impl<'a> Writer<'a> {
         debug_assert_eq!(stats.rows_in, stats.kept + stats.rejected.values().sum::<usize>());
         let kept = self.tallies.pop().unwrap_or_default();
         let removed: Vec<(&str, Tally)> = Reason::ALL.iter().map(|reason| reason.name()).zip(self.tallies).collect();
-        let mut audit = Audit { stages: audit::stages(&removed, &kept, self.lexicon) };
+        let mut audit = Audit { stages: audit::stages(&removed, &kept, self.lexicon, self.encoder)? };
         if stats.counterfactual_rows > 0 {
-            audit.stages.push(audit_written([&mut self.valid, &mut self.test, &mut self.train], self.lexicon)?);
+            audit.stages.push(audit_written(
+                [&mut self.valid, &mut self.test, &mut self.train],
+                self.lexicon,
+                self.encoder,
+            )?);
         }
         for file in [self.train, self.valid, self.test, self.rejected, self.scores] {
             file.finish()?;
@@ -224,11 +289,11 @@ impl<'a> Writer<'a> {
 fn audit_of(line: &[u8], lexicon: &Lexicon) -> Result<RowAudit> {
     let row = Row::parse(line, 0, RowFormat::Messages)
         .map_err(|bad| anyhow::anyhow!("a row that was just written is none: {}", bad.evidence))?;
-    Ok(RowAudit::of(&row, lexicon))
+    Ok(RowAudit::of(&row, &RowText::of(&row.messages), lexicon))
 }
 
 /// The second audit, of the rows as they are written after a rewrite.
-fn audit_written(files: [&mut PendingFile; 3], lexicon: &Lexicon) -> Result<audit::StageAudit> {
+fn audit_written(files: [&mut PendingFile; 3], lexicon: &Lexicon, encoder: Encoder) -> Result<audit::StageAudit> {
     let mut tally = Tally::default();
     for file in files {
         file.file.flush().with_context(|| complaint(&file.target))?;
@@ -237,7 +302,7 @@ fn audit_written(files: [&mut PendingFile; 3], lexicon: &Lexicon) -> Result<audi
             tally.add(audit_of(line.with_context(|| file.complaint())?.as_bytes(), lexicon)?);
         }
     }
-    Ok(audit::measure("written", &tally, &tally, lexicon))
+    audit::measure("written", &tally, &tally, lexicon, encoder)
 }
 
 /// Exchanges the words of one gender for those of the other in all turns; whether there were any.
@@ -302,8 +367,13 @@ impl PendingFile {
     pub fn write<T: Serialize>(&mut self, record: &T) -> Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
+        self.write_line(&line)
+    }
+
+    /// Adds a line that ends with its line end.
+    pub fn write_line(&mut self, line: &[u8]) -> Result<()> {
         self.bytes += line.len() as u64;
-        self.file.write_all(&line).with_context(|| self.complaint())
+        self.file.write_all(line).with_context(|| self.complaint())
     }
 
     /// Gives the file its name.

@@ -19,6 +19,7 @@ mod matrix;
 mod peft;
 mod rope;
 mod tensor_file;
+mod text_encoder;
 mod train_step;
 
 pub use self::{
@@ -33,6 +34,7 @@ pub use self::{
     lora::{Adapter, AdapterShape, Projection},
     peft::{adapter_base, load_adapter, save_adapter},
     tensor_file::{Entry, bytes_of, for_pieces, write_tensors},
+    text_encoder::BertEncoder,
     train_step::{
         Microbatch, StepOptions, Trained, evaluate_adapted_loss, evaluate_loss, loss_and_gradients, train_step,
     },

@@ -108,6 +108,37 @@ pub fn count_bars(rows: &[(String, usize)]) -> String {
     svg
 }
 
+/// Pairs of horizontal bars, before above after, on a scale from 0 to the greatest value; numbers in percent.
+pub fn paired_bars(rows: &[(String, f64, f64)]) -> String {
+    const STEP: f64 = 34.0;
+    const THIN: f64 = 12.0;
+    let most = rows.iter().map(|(_, before, after)| before.max(*after)).fold(1e-9, f64::max);
+    let scale = WIDTH - LEFT - RIGHT;
+    let mut svg = open_svg(STEP * rows.len() as f64, "shares in percent, before above after");
+    for (place, (label, before, after)) in rows.iter().enumerate() {
+        let top = STEP * place as f64 + 3.0;
+        let _ = write!(
+            svg,
+            r#"<text class="label" x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#,
+            LEFT - 10.0,
+            top + THIN + 5.0,
+            escape(label)
+        );
+        for (class, value, top) in [("base", before, top), ("tuned", after, top + THIN + 2.0)] {
+            let width = scale * value.clamp(0.0, most) / most;
+            let _ = write!(
+                svg,
+                r#"<rect class="{class}" x="{LEFT:.1}" y="{top:.1}" width="{width:.1}" height="{THIN:.1}" rx="2"/><text class="tick" x="{:.1}" y="{:.1}">{:.1} %</text>"#,
+                LEFT + width + 6.0,
+                top + THIN - 2.0,
+                100.0 * value
+            );
+        }
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
 /// Lines over a common x axis; a legend names them when there are several.
 pub fn lines(lines: &[Line], x_label: &str, height: f64) -> String {
     let all = || lines.iter().flat_map(|line| line.points.iter().copied());

@@ -5,6 +5,7 @@
 //! by running again.
 
 mod artefacts;
+mod audit;
 mod charts;
 mod improvement;
 mod page;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{
     artefacts::{self, Comparison, Discipline, Sample},
+    audit,
     charts::{self, Bar, Line, grouped},
     improvement,
 };
@@ -36,6 +37,7 @@ pub struct Page {
     funnel: Option<Safe>,
     rejects: Vec<Reject>,
     near_duplicates: Option<String>,
+    audit: Option<audit::Section>,
     shuffled: bool,
     missing: BTreeMap<&'static str, String>,
     training: Option<TrainingSection>,
@@ -161,6 +163,7 @@ pub fn build(config: &Config, run_dir: &RunDir) -> Page {
         funnel,
         rejects: rejects(run_dir, curated.as_ref()),
         near_duplicates: curated.as_ref().and_then(near_duplicate_note),
+        audit: audit::section(run_dir),
         shuffled: curated.as_ref().is_some_and(|stats| stats["shuffled_answers"] == Value::Bool(true)),
         missing,
         training,

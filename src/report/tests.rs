@@ -131,6 +131,50 @@ fn a_round_of_the_closed_loop_shows_its_disciplines_with_the_weak_ones_marked() 
 }
 
 #[test]
+fn the_audit_shows_the_rows_before_and_after_each_filter_that_removed_some() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let run_dir = finished_run(folder.path());
+    assert!(!render(&Config::default(), &run_dir)?.contains("Diversity and representation"));
+    let stage = |name: &str, rows: usize, female: f64| {
+        let mentions = |share: f64| json!({"rows": 10, "mentions": 12, "share": share});
+        json!({
+            "stage": name, "rows": rows, "mean_words": 40.25, "mean_chars": 200.0, "distinct_n": [0.1, 0.2, 0.3, 0.4],
+            "ngram_diversity": 1.0, "sample_rows": 400, "compression_ratio": 3.5, "self_repetition": 2.25, "self_bleu": 0.5,
+            "vendi_score": 77.1, "vendi_rows": 200, "nearest_neighbour": 0.625, "cluster_entropy": 0.875,
+            "coverage": {"disciplines": 2, "disciplines_share": 1.0, "disciplines_entropy": 0.75,
+                "rows_by_discipline": {"Addition": rows}, "subjects": 3, "subjects_share": 1.0, "key_concepts": 9,
+                "key_concepts_share": 0.5},
+            "representation": {
+                "gender": {"entropy": 0.9, "categories": {"fe<male": mentions(female), "male": mentions(1.0 - female)}},
+                "toxic": {"entropy": 0.0, "categories": {"insult": {"rows": 0, "mentions": 0, "share": 0.0}}},
+            },
+        })
+    };
+    let stages = json!([
+        stage("all", 1234, 0.25),
+        stage("after format", 1234, 0.25),
+        stage("after near_duplicate", 1000, 0.25),
+        stage("written", 1000, 0.5),
+    ]);
+    records::write_json(&run_dir.stage_file("curate", "audit.json"), &json!({"stages": stages}))?;
+    let page = render(&Config::default(), &run_dir)?;
+    for said in [
+        "<td>all</td><td class=\"n\">1,234</td><td class=\"n\">40.2</td><td class=\"n\">1.000</td><td class=\"n\">3.50</td>",
+        "<td>after near duplicate</td><td class=\"n\">1,000</td>",
+        "<td>written</td>",
+        "<b>gender</b> <span class=\"note\">20 mentions by row before, 20 after; evenness 0.900",
+        "fe&lt;male</text>",
+        "75.0 %</text>",
+        "50.0 %</text>",
+        "the Vendi score of 200 of it",
+    ] {
+        assert!(page.contains(said), "`{said}` is not on the page");
+    }
+    assert!(!page.contains("after format") && !page.contains("<b>toxic"));
+    Ok(())
+}
+
+#[test]
 fn the_page_is_self_contained_escaped_and_repeats_its_bytes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let run_dir = finished_run(folder.path());

@@ -9,6 +9,7 @@ mod bench;
 mod chat_templates;
 mod cli;
 mod code_tasks;
+mod curate_kill;
 mod evaluate_kill;
 mod fetch;
 mod fetch_benchmarks;

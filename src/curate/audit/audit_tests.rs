@@ -80,22 +80,27 @@ fn row(id: &str, discipline: &str, concept: &str, question: &str, answer: &str) 
     Row::parse(line.to_string().as_bytes(), 1, RowFormat::Messages).expect("a row")
 }
 
+fn audit_of(row: &Row, lexicon: &Lexicon) -> RowAudit {
+    RowAudit::of(row, &RowText::of(&row.messages), lexicon)
+}
+
 #[test]
 fn stages_say_what_each_filter_removed() {
     let lexicon = Lexicon::built_in();
     let (mut kept, mut removed) = (Tally::default(), Tally::default());
     for number in 0..40 {
         let text = format!("river {number} runs past stone {} and bird {}", number * 7, number * 13);
-        kept.add(RowAudit::of(
+        kept.add(audit_of(
             &row(&format!("k{number}"), "Physics", &format!("c{number}"), &text, "She is Kenyan."),
             lexicon,
         ));
-        removed.add(RowAudit::of(
+        removed.add(audit_of(
             &row(&format!("r{number}"), "Music", "c", "the same words again", "He is an idiot."),
             lexicon,
         ));
     }
-    let stages = stages(&[("quality", removed), ("threshold", Tally::default())], &kept, lexicon);
+    let stages = stages(&[("quality", removed), ("threshold", Tally::default())], &kept, lexicon, None)
+        .expect("no encoder can fail");
     let names: Vec<&str> = stages.iter().map(|stage| stage.stage.as_str()).collect();
     assert_eq!(names, ["all", "after quality", "after threshold"]);
     let (all, after) = (&stages[0], &stages[1]);
@@ -119,9 +124,9 @@ fn the_order_of_rows_changes_nothing() {
         let mut tally = Tally::default();
         for number in order {
             let text = format!("question {} about {}", number, number % 17);
-            tally.add(RowAudit::of(&row(&format!("{number}"), "D", "c", &text, "An answer."), lexicon));
+            tally.add(audit_of(&row(&format!("{number}"), "D", "c", &text, "An answer."), lexicon));
         }
-        measure("all", &tally, &tally, lexicon)
+        measure("all", &tally, &tally, lexicon, None).expect("no encoder can fail")
     };
     assert_eq!(audit(&mut (0..900)), audit(&mut (0..900).rev()));
 }

@@ -8,7 +8,7 @@ use std::{
     io::Write,
 };
 
-use crate::curate::normalize::{Words, hash_sequence, hash_word};
+use crate::curate::normalize::{HASH_START, Words, hash_next};
 
 /// Longest n-grams counted.
 pub const MAX_N: usize = 4;
@@ -84,10 +84,15 @@ impl Ngrams {
     }
 }
 
-/// Hashes of all n-grams of a text.
+/// Hashes of all n-grams of a text, each that of the n-gram one word shorter carried on.
 pub fn ngram_hashes(words: &Words) -> [Vec<u64>; MAX_N] {
-    let hashes: Vec<u64> = words.iter().map(hash_word).collect();
-    std::array::from_fn(|n| hashes.windows(n + 1).map(|run| hash_sequence(run.iter().copied())).collect())
+    let hashes: Vec<u64> = words.hashes().collect();
+    let mut sums = vec![HASH_START; hashes.len()];
+    std::array::from_fn(|n| {
+        sums.truncate(hashes.len().saturating_sub(n));
+        sums.iter_mut().zip(&hashes[n.min(hashes.len())..]).for_each(|(sum, &hash)| *sum = hash_next(*sum, hash));
+        sums.clone()
+    })
 }
 
 /// Bytes of the texts over their bytes when packed with gzip; higher is more repetitive.

@@ -10,13 +10,17 @@ pub mod semantic;
 
 use std::collections::{BTreeMap, HashSet};
 
+use anyhow::Result;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use self::lexical::{MAX_N, Ngrams};
 use super::{
     lexicon::Lexicon,
     normalize::{Words, hash_word, mix},
+    row_words::RowText,
     rows::Row,
+    semantic_duplicates::Encoder,
 };
 
 /// Rows of the sample.
@@ -36,7 +40,8 @@ pub struct RowAudit {
     chars: usize,
     words: usize,
     ngrams: [Vec<u64>; MAX_N],
-    mentions: Vec<u32>,
+    /// Of every category of the lexicon.
+    pub(super) mentions: Vec<u32>,
     discipline: Option<String>,
     subject: Option<u64>,
     concepts: Vec<u64>,
@@ -45,11 +50,11 @@ pub struct RowAudit {
 
 impl RowAudit {
     /// Looks at a row: all its turns but the system's.
-    pub fn of(row: &Row, lexicon: &Lexicon) -> Self {
+    pub fn of(row: &Row, text: &RowText, lexicon: &Lexicon) -> Self {
+        let words = text.spoken();
         let turns: Vec<&str> =
             row.messages.iter().filter(|turn| turn.role != "system").map(|turn| turn.content.as_str()).collect();
         let text = turns.join("\n");
-        let words = Words::of(&text);
         let name = |key: &str| row.column(key).and_then(|value| value.as_str()).filter(|name| !name.is_empty());
         let subject =
             name("subject").map(|subject| hash_word(subject) ^ mix(hash_word(name("discipline").unwrap_or(""))));
@@ -174,6 +179,8 @@ pub struct StageAudit {
     pub cluster_entropy: f64,
     /// What of the taxonomy is there.
     pub coverage: Coverage,
+    /// Whose vectors the Vendi score, the neighbours and the clusters are of: an encoder's name, or `hashed words`.
+    pub vectors: String,
     /// Group -> category -> how often it is spoken of.
     pub representation: BTreeMap<String, Representation>,
 }
@@ -220,7 +227,9 @@ pub struct Mentions {
 }
 
 /// The stages of `tallies`, each a name and what was removed there, in order; the rows of `kept` were never removed.
-pub fn stages(removed: &[(&str, Tally)], kept: &Tally, lexicon: &Lexicon) -> Vec<StageAudit> {
+///
+/// **Errors**: those of the encoder.
+pub fn stages(removed: &[(&str, Tally)], kept: &Tally, lexicon: &Lexicon, encoder: Encoder) -> Result<Vec<StageAudit>> {
     let mut left: Vec<Tally> = vec![kept.clone()];
     for (_, tally) in removed.iter().rev() {
         let mut sum = left.last().cloned().unwrap_or_default();
@@ -228,27 +237,32 @@ pub fn stages(removed: &[(&str, Tally)], kept: &Tally, lexicon: &Lexicon) -> Vec
         left.push(sum);
     }
     left.reverse();
-    let mut stages = vec![measure("all", &left[0], &left[0], lexicon)];
+    let mut stages = vec![measure("all", &left[0], &left[0], lexicon, encoder)?];
     for ((name, tally), after) in removed.iter().zip(&left[1..]) {
         let stage = format!("after {name}");
         let before = stages.last().filter(|_| tally.rows == 0).cloned();
         stages.push(match before {
             Some(before) => StageAudit { stage, ..before },
-            None => measure(&stage, after, &left[0], lexicon),
+            None => measure(&stage, after, &left[0], lexicon, encoder)?,
         });
     }
-    stages
+    Ok(stages)
 }
 
 /// Measures the rows of one tally; `all` are those that shares refer to.
-pub fn measure(stage: &str, tally: &Tally, all: &Tally, lexicon: &Lexicon) -> StageAudit {
+///
+/// **Errors**: those of the encoder.
+pub fn measure(stage: &str, tally: &Tally, all: &Tally, lexicon: &Lexicon, encoder: Encoder) -> Result<StageAudit> {
     let texts: Vec<&str> = tally.sample.values().map(String::as_str).collect();
     let words: Vec<Words> = texts.iter().map(|text| Words::of(text)).collect();
-    let vectors = semantic::vectors(&words);
+    let vectors = match encoder {
+        Some(encoder) => texts.par_iter().map(|text| encoder.encode(text)).collect::<Result<_>>()?,
+        None => semantic::vectors(&words),
+    };
     let vendi_rows = vectors.len().min(VENDI_SAMPLE);
     let per_row = |sum: u64| round(sum as f64 / tally.rows.max(1) as f64);
     let distinct_n = tally.ngrams.distinct_n();
-    StageAudit {
+    Ok(StageAudit {
         stage: stage.to_owned(),
         rows: tally.rows,
         mean_words: per_row(tally.words),
@@ -265,7 +279,8 @@ pub fn measure(stage: &str, tally: &Tally, all: &Tally, lexicon: &Lexicon) -> St
         cluster_entropy: round(semantic::cluster_entropy(&vectors, CLUSTERS)),
         coverage: coverage(tally, all),
         representation: representation(tally, lexicon),
-    }
+        vectors: encoder.map_or_else(|| "hashed words".to_owned(), |encoder| encoder.identity().name.clone()),
+    })
 }
 
 fn coverage(tally: &Tally, all: &Tally) -> Coverage {
@@ -306,7 +321,8 @@ fn representation(tally: &Tally, lexicon: &Lexicon) -> BTreeMap<String, Represen
 
 /// Entropy over the greatest possible; 0 for fewer than two classes.
 fn evenness(counts: &[usize]) -> f64 {
-    if counts.len() < 2 { 0.0 } else { round(semantic::entropy(counts) / (counts.len() as f64).ln()) }
+    // The entropy of a single class is -0, which is added away.
+    if counts.len() < 2 { 0.0 } else { round(semantic::entropy(counts) / (counts.len() as f64).ln()) + 0.0 }
 }
 
 /// Six decimals: enough to compare, and the same on every machine.
