@@ -9,11 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use candle_core::Device;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::export::{self, ExportArgs, Format};
+use super::{
+    export::{self, ExportArgs, Format},
+    generate::load_teacher,
+};
 use crate::{
-    cli::{GenerateArgs, RunArgs, StageArgs},
+    cli::{RunArgs, StageArgs},
     config::Config,
     curate::{self, CurateArgs},
     device::DtypeChoice,
@@ -330,25 +333,16 @@ pub fn stage_of<T>(name: &str, work: impl FnOnce() -> Result<(String, T)>) -> Re
     Ok(result)
 }
 
-fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device, extra: Extra) -> Result<String> {
+/// Stage 1, and what came of it in words.
+pub fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device, extra: Extra) -> Result<String> {
     // The stage owns the teacher once it is loaded, so its memory is free again when the stage returns.
     generate::run(config, run_dir, extra, &mut |role| load_teacher(role, config, device))?;
     Ok(pairs(run_dir))
 }
 
-fn pairs(run_dir: &RunDir) -> String {
+/// How many pairs a run has.
+pub fn pairs(run_dir: &RunDir) -> String {
     format!("{} question-answer pairs", lines(&run_dir.stage_file("generate", "answers.jsonl")))
-}
-
-fn load_teacher(role: generate::Role, config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
-    let model = match role {
-        generate::Role::Teacher => &config.teacher,
-        generate::Role::Answerer => &config.answerer,
-    };
-    if model.model.is_empty() {
-        return Err(usage("no teacher is named: set `teacher.model` to a directory or `org/name`"));
-    }
-    engine::load(&model.model, &config.engine, device, model.dtype, model.max_model_len)
 }
 
 fn evaluate_stage(config: &Config, run_dir: &RunDir, device: &Device) -> Result<Verdict> {
@@ -416,14 +410,14 @@ fn sentence(verdict: &Verdict) -> String {
 }
 
 /// Lines of a file, for summaries; a missing file has none.
-fn lines(path: &Path) -> usize {
+pub fn lines(path: &Path) -> usize {
     File::open(path).map_or(0, |file| BufReader::new(file).split(b'\n').count())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::exit_code;
+    use crate::{cli::GenerateArgs, commands::generate::main as generate, error::exit_code};
 
     fn run_args(config: Option<&Path>, run_dir: &Path) -> RunArgs {
         RunArgs { stage: args(config, run_dir), fail_on_regression: false }
@@ -440,7 +434,19 @@ mod tests {
         let run_dir = folder.path().join("run");
         let commands: [&dyn Fn(StageArgs) -> Result<()>; 3] = [
             &|stage| run(&RunArgs { stage, fail_on_regression: false }),
-            &|stage| generate(&GenerateArgs { stage, weak: None, shard: None, only: None, pilot: false, merge: false }),
+            &|stage| {
+                generate(&GenerateArgs {
+                    run: stage,
+                    weak: None,
+                    stage: None,
+                    shard: None,
+                    only: None,
+                    pilot: false,
+                    merge: false,
+                    export_batch: None,
+                    import_batch: None,
+                })
+            },
             &|stage| report(&stage),
         ];
         for command in commands {
