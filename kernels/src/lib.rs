@@ -18,6 +18,7 @@ pub mod attention;
 pub mod bf16;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod gpu;
 pub mod lora;
 pub mod matmul;
 pub mod minhash;
