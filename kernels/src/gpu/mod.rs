@@ -20,9 +20,13 @@ pub mod attention;
 pub mod cache;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod matmul;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+
+#[cfg(feature = "cuda")]
+mod cuda;
 
 /// What a driver offers. Work happens in the order in which it was asked for.
 pub trait Device: Send + Sync + fmt::Debug {
@@ -67,6 +71,16 @@ pub trait Device: Send + Sync + fmt::Debug {
     ///
     /// The arguments are those of the kernel, and what it reads and writes through them is allocated.
     unsafe fn launch(&self, launch: &Launch) -> Result<()>;
+
+    /// A matrix product by the device's own library.
+    ///
+    /// # Safety
+    ///
+    /// The operands are allocated and as large as the product says.
+    unsafe fn matmul(&self, product: &Matmul) -> Result<()>;
+
+    /// Waits until all work is done; errors of earlier work come to light here at the latest.
+    fn synchronize(&self) -> Result<()>;
 }
 
 /// A device, shared by all that lies on it.
@@ -87,6 +101,98 @@ pub struct Launch<'a> {
     pub shared_bytes: usize,
     /// The kernel's parameters in order.
     pub args: &'a [Arg],
+}
+
+/// `c [rows, columns] = a [rows, inner] · b [inner, columns]`, row-major, sums in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Matmul {
+    /// Rows of `a` and `c`.
+    pub rows: usize,
+    /// Columns of `b` and `c`.
+    pub columns: usize,
+    /// What is summed over.
+    pub inner: usize,
+    /// Where `a` lies,
+    pub a: u64,
+    /// and whether as `[inner, rows]`.
+    pub a_transposed: bool,
+    /// Where `b` lies,
+    pub b: u64,
+    /// and whether as `[columns, inner]`.
+    pub b_transposed: bool,
+    /// Where `c` lies.
+    pub c: u64,
+    /// Added to every row, `[columns]` in `output`'s type.
+    pub bias: Option<u64>,
+    /// Adds to what is in `c`.
+    pub accumulate: bool,
+    /// Type of `a` and `b`.
+    pub input: MatmulType,
+    /// Type of `c`.
+    pub output: MatmulType,
+}
+
+impl Matmul {
+    /// The same without its places: what an algorithm is chosen by.
+    #[cfg(feature = "cuda")]
+    fn shape(self) -> Self {
+        Self { a: 0, b: 0, c: 0, bias: self.bias.map(|_| 0), ..self }
+    }
+}
+
+/// Types of a product's operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MatmulType {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// Why there is no GPU to work on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoGpu {
+    /// The program was built without the feature.
+    NotBuilt,
+    /// There is no driver library.
+    NoDriver,
+    /// The driver knows of no GPU.
+    NoDevice,
+    /// The GPU is older than the kernels.
+    TooOld {
+        /// Its name.
+        model: String,
+        /// Its compute capability
+        major: i32,
+        /// in two numbers.
+        minor: i32,
+    },
+    /// The driver reported something else.
+    Failed(String),
+}
+
+impl fmt::Display for NoGpu {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            NoGpu::NotBuilt => write!(formatter, "this build of glan carries no CUDA kernels"),
+            NoGpu::NoDriver => write!(formatter, "no NVIDIA driver was found (libcuda.so.1)"),
+            NoGpu::NoDevice => write!(formatter, "the NVIDIA driver knows of no GPU (see CUDA_VISIBLE_DEVICES)"),
+            NoGpu::TooOld { model, major, minor } => {
+                write!(formatter, "{model} has compute capability {major}.{minor}; the kernels need 8.0 or newer")
+            }
+            NoGpu::Failed(reason) => write!(formatter, "the NVIDIA driver failed: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for NoGpu {}
+
+/// Opens the first NVIDIA GPU that the environment leaves visible.
+pub fn cuda() -> std::result::Result<Gpu, NoGpu> {
+    #[cfg(feature = "cuda")]
+    return cuda::open();
+    #[cfg(not(feature = "cuda"))]
+    Err(NoGpu::NotBuilt)
 }
 
 /// A parameter of a kernel.
@@ -137,6 +243,9 @@ impl Element for u8 {}
 
 /// The types of weights and activations.
 pub trait Float: Element {
+    /// The type's name in a product.
+    const MATMUL: MatmulType;
+
     /// The one of a kernel's two names that is for this type.
     fn kernel(f32: &'static str, bf16: &'static str) -> &'static str;
 
@@ -148,6 +257,8 @@ pub trait Float: Element {
 }
 
 impl Float for f32 {
+    const MATMUL: MatmulType = MatmulType::F32;
+
     fn kernel(f32: &'static str, _: &'static str) -> &'static str {
         f32
     }
@@ -162,6 +273,8 @@ impl Float for f32 {
 }
 
 impl Float for bf16 {
+    const MATMUL: MatmulType = MatmulType::Bf16;
+
     fn kernel(_: &'static str, bf16: &'static str) -> &'static str {
         bf16
     }

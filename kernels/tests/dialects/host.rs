@@ -12,7 +12,8 @@ use std::{
 };
 
 use candle_core::{Result, Shape, Tensor, bail};
-use glan_kernels::gpu::{Arg, Array, Device, Float, Gpu, Launch};
+use glan_kernels::gpu::{Arg, Array, Device, Float, Gpu, Launch, Matmul, MatmulType};
+use half::bf16;
 use libloading::Library;
 
 /// Orders of blocks and threads that are tried.
@@ -214,6 +215,61 @@ impl Device for Host {
             2 => bail!("{} wrote past its {} bytes of shared memory", launch.kernel, launch.shared_bytes),
             3 => bail!("{} does not take {} arguments", launch.kernel, launch.args.len()),
             _ => bail!("{} is not made for {} threads", launch.kernel, launch.threads),
+        }
+    }
+
+    unsafe fn matmul(&self, product: &Matmul) -> Result<()> {
+        let &Matmul { rows, columns, inner, input, output, .. } = product;
+        // SAFETY: by the trait's contract.
+        let (a, b, mut c) = unsafe {
+            let old =
+                if product.accumulate { matrix(product.c, rows * columns, output) } else { vec![0.0; rows * columns] };
+            (matrix(product.a, rows * inner, input), matrix(product.b, inner * columns, input), old)
+        };
+        // SAFETY: as above.
+        let bias = product.bias.map(|bias| unsafe { matrix(bias, columns, output) });
+        for (at, c) in c.iter_mut().enumerate() {
+            let (row, column) = (at / columns, at % columns);
+            let sum: f32 = (0..inner)
+                .map(|i| {
+                    let a = if product.a_transposed { a[i * rows + row] } else { a[row * inner + i] };
+                    let b = if product.b_transposed { b[column * inner + i] } else { b[i * columns + column] };
+                    a * b
+                })
+                .sum();
+            *c += sum + bias.as_ref().map_or(0.0, |bias| bias[column]);
+        }
+        // SAFETY: as above.
+        unsafe {
+            match output {
+                MatmulType::F32 => (product.c as *mut f32).copy_from_nonoverlapping(c.as_ptr(), c.len()),
+                MatmulType::Bf16 => {
+                    let narrow: Vec<bf16> = c.iter().map(|it| bf16::from_f32(*it)).collect();
+                    (product.c as *mut bf16).copy_from_nonoverlapping(narrow.as_ptr(), narrow.len());
+                }
+            }
+        }
+        self.check_guards("a product")
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A matrix of either type, as f32.
+///
+/// # Safety
+///
+/// As many values lie at the address.
+unsafe fn matrix(address: u64, len: usize, dtype: MatmulType) -> Vec<f32> {
+    // SAFETY: by this function's contract.
+    unsafe {
+        match dtype {
+            MatmulType::F32 => std::slice::from_raw_parts(address as *const f32, len).to_vec(),
+            MatmulType::Bf16 => {
+                std::slice::from_raw_parts(address as *const bf16, len).iter().map(|it| it.to_f32()).collect()
+            }
         }
     }
 }

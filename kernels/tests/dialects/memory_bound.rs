@@ -169,3 +169,45 @@ fn embedding_equals_the_cpu_bit_for_bit() -> Result<()> {
     }
     Ok(())
 }
+
+fn linear_case<F: Float>((rows, out, inner): (usize, usize, usize)) -> Result<()> {
+    let (x, w) = (rounded::<F>(&random(rows * inner, 30)), rounded::<F>(&random(out * inner, 31)));
+    let (dy, bias) = (rounded::<F>(&random(rows * out, 32)), rounded::<F>(&random(out, 33)));
+    let on_cpu = (tensor(&x, (rows, inner))?, tensor(&w, (out, inner))?, tensor(&dy, (rows, out))?);
+    let y = on_cpu.0.matmul(&on_cpu.1.t()?)?;
+    let expected = [
+        values(&y.broadcast_add(&tensor(&bias, out)?)?)?,
+        values(&(&y + &on_cpu.2)?)?,
+        values(&on_cpu.2.matmul(&on_cpu.1)?)?,
+        values(&(on_cpu.2.t()?.matmul(&on_cpu.0)? + 1.0)?)?,
+    ];
+    let results = on_every_dialect(|gpu| {
+        let (x, w, dy) = (array::<F>(gpu, &x)?, array::<F>(gpu, &w)?, array::<F>(gpu, &dy)?);
+        let (y, sum) = (
+            Array::<F>::uninit(gpu, rows * out)?,
+            array::<F>(gpu, &dy.to_vec()?.iter().map(|it| it.to_f32()).collect::<Vec<_>>())?,
+        );
+        let (dx, dw) = (Array::<F>::uninit(gpu, rows * inner)?, Array::from_slice(gpu, &vec![1f32; out * inner])?);
+        let bias = array::<F>(gpu, &bias)?;
+        gpu::matmul::linear(&y, &x, &w, Some(&bias), (out, inner), false)?;
+        gpu::matmul::linear(&sum, &x, &w, None, (out, inner), true)?;
+        gpu::matmul::linear_backward_input(&dx, &dy, &w, (out, inner))?;
+        gpu::matmul::linear_backward_weight(&dw, &dy, &x, (out, inner))?;
+        assert!(gpu::matmul::linear(&sum, &x, &w, Some(&bias), (out, inner), true).is_err());
+        assert!(gpu::matmul::linear(&y, &x, &w, None, (out + 1, inner), false).is_err());
+        let floats =
+            |array: Array<F>| Ok::<_, candle_core::Error>(array.to_vec()?.into_iter().map(Float::to_f32).collect());
+        Ok([floats(y)?, floats(sum)?, floats(dx)?, dw.to_vec()?].concat())
+    })?;
+    close::<F>("linear", &results, &expected.concat(), tolerance::<F>());
+    Ok(())
+}
+
+#[test]
+fn products_lie_as_a_linear_layer_needs_them() -> Result<()> {
+    for shape in [(1, 1, 1), (3, 5, 7), (4, 16, 8)] {
+        linear_case::<f32>(shape)?;
+        linear_case::<bf16>(shape)?;
+    }
+    Ok(())
+}
