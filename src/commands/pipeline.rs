@@ -8,14 +8,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::export::{self, ExportArgs, Format};
 use crate::{
     cli::{GenerateArgs, RunArgs, StageArgs},
     config::Config,
-    curate, engine,
+    curate,
+    device::Device,
+    engine,
     error::{Failure, usage},
     evaluate::{self, Comparison, EvaluateArgs, Role, Verdict, contamination::Contamination},
     generate::{self, Extra},
@@ -32,7 +33,9 @@ use crate::{
 pub fn run(args: &RunArgs) -> Result<()> {
     let RunArgs { stage: args, fail_on_regression } = args;
     let config = load_config(args, "run")?;
-    let device = config.device.open()?;
+    // Before anything is written: the run ends in training.
+    config.device.open_for_training()?;
+    let device = Device::Cpu;
     check(&config)?;
     let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
     let (verdict, page) = run_stages(&config, &run_dir, &device, None)?;

@@ -183,6 +183,11 @@ impl Device for Cuda {
         self.multiprocessors
     }
 
+    fn free_bytes(&self) -> Result<usize> {
+        self.enter()?;
+        result::mem_get_info().map(|(free, _)| free).or_else(|error| failed("the GPU's memory", &error))
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.enter()?;
         // SAFETY: all work goes to one stream; the driver does not take 0 bytes.

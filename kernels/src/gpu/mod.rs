@@ -36,6 +36,9 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// How many blocks it can work on at once, roughly; grids that may choose are a small multiple of it.
     fn multiprocessors(&self) -> usize;
 
+    /// Bytes that can still be allocated, roughly.
+    fn free_bytes(&self) -> Result<usize>;
+
     /// New memory, at a multiple of 256 bytes, with anything in it.
     ///
     /// **Errors**: the memory is full; the message says how much was asked for.

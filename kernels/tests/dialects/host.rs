@@ -26,20 +26,23 @@ type Kernel = unsafe extern "C" fn(*const u32, *const u32, usize, u64, *const *c
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
     Cuda,
+    Metal,
 }
 
 impl Dialect {
-    const ALL: [Dialect; 1] = [Dialect::Cuda];
+    const ALL: [Dialect; 2] = [Dialect::Cuda, Dialect::Metal];
 
     fn folder(self) -> &'static str {
         match self {
             Dialect::Cuda => "cuda",
+            Dialect::Metal => "metal",
         }
     }
 
     fn extension(self) -> &'static str {
         match self {
             Dialect::Cuda => "cu",
+            Dialect::Metal => "metal",
         }
     }
 }
@@ -157,6 +160,10 @@ impl Device for Host {
 
     fn multiprocessors(&self) -> usize {
         4
+    }
+
+    fn free_bytes(&self) -> Result<usize> {
+        Ok(1 << 30)
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -296,7 +303,9 @@ fn module(dialect: Dialect, stem: &'static str) -> &'static Mutex<Library> {
 }
 
 fn build(dialect: Dialect, stem: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // This file is also part of the program's own tests.
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = [package.join("kernels"), package.to_owned()].into_iter().find(|it| it.join("cuda").exists()).unwrap();
     let file = Path::new(stem).with_extension(dialect.extension());
     let mut source = root.join(dialect.folder()).join(&file);
     if !source.exists() {
