@@ -9,12 +9,12 @@ use crate::attention::{Heads, PagedRows};
 mod plan;
 
 /// Queries of a unit, keys of a tile, floats between their rows (as in `attention.cu`).
-const MOST_QUERIES: usize = 16;
-const TILE: usize = 32;
-const PAD: usize = 4;
+pub(super) const MOST_QUERIES: usize = 16;
+pub(super) const TILE: usize = 32;
+pub(super) const PAD: usize = 4;
 /// Widest head (`MOST_COLUMNS`).
 const MOST_DIM: usize = 256;
-const THREADS: usize = 128;
+pub(super) const THREADS: usize = 128;
 
 /// A step's work over the paged cache, on the device.
 #[derive(Debug)]
@@ -133,9 +133,11 @@ pub fn paged<F: Float>(o: &Array<F>, qkv: &Array<F>, cache: &Cache<F>, work: &Pa
 /// The work of packed sequences, on the device; the same for every layer.
 #[derive(Debug)]
 pub struct PackedWork {
-    units: Array<i32>,
-    rows: Array<i32>,
-    num_rows: usize,
+    pub(super) units: Array<i32>,
+    pub(super) rows: Array<i32>,
+    /// For the gradient: runs of keys, `[U, 4]`.
+    pub(super) keys: Array<i32>,
+    pub(super) num_rows: usize,
 }
 
 impl PackedWork {
@@ -146,8 +148,12 @@ impl PackedWork {
         if cu_seqlens.first() != Some(&0) || !ordered {
             bail!("attention: sequence bounds {cu_seqlens:?} do not rise from 0")
         }
-        let mut units = Vec::new();
+        let (mut units, mut keys) = (Vec::new(), Vec::new());
         for bounds in cu_seqlens.windows(2) {
+            let len = bounds[1] - bounds[0];
+            for first in (0..len).step_by(MOST_QUERIES) {
+                keys.extend([first, MOST_QUERIES.min(len - first), bounds[0], len].map(|it| it as i32));
+            }
             for first in (0..bounds[1] - bounds[0]).step_by(in_unit(heads)) {
                 let end = (first + in_unit(heads)).min(bounds[1] - bounds[0]);
                 let rows = (first..end).map(|position| Row { index: bounds[0] + position, position }).collect();
@@ -156,7 +162,12 @@ impl PackedWork {
         }
         let num_rows = cu_seqlens.last().copied().unwrap_or(0);
         let (units, rows, _, _) = lists(&units, num_rows);
-        Ok(Self { units: Array::from_slice(gpu, &units)?, rows: Array::from_slice(gpu, &rows)?, num_rows })
+        Ok(Self {
+            units: Array::from_slice(gpu, &units)?,
+            rows: Array::from_slice(gpu, &rows)?,
+            keys: Array::from_slice(gpu, &keys)?,
+            num_rows,
+        })
     }
 }
 
@@ -197,11 +208,11 @@ fn check(heads: &Heads) -> Result<()> {
 }
 
 /// Query heads of a group that are worked on together.
-fn chunk(heads: &Heads) -> usize {
+pub(super) fn chunk(heads: &Heads) -> usize {
     heads.group().min(MOST_QUERIES)
 }
 
-fn head_args(heads: &Heads) -> [Arg; 4] {
+pub(super) fn head_args(heads: &Heads) -> [Arg; 4] {
     [heads.query, heads.key_value, heads.dim, heads.window.unwrap_or(0)].map(Arg::from)
 }
 

@@ -17,6 +17,7 @@ use half::bf16;
 pub mod adamw;
 pub mod adamw_8bit;
 pub mod attention;
+pub mod attention_backward;
 pub mod cache;
 pub mod cross_entropy;
 pub mod embedding;

@@ -150,6 +150,37 @@ fn parts_of_a_context_and_shared_prefixes_come_together() -> Result<()> {
     paged_case::<bf16>(&shared, &heads, true, true)
 }
 
+fn packed_backward_case<F: Float>(bounds: &[usize], heads: &Heads) -> Result<()> {
+    let (rows, width, out) = (bounds[bounds.len() - 1], heads.qkv_width(), heads.query * heads.dim);
+    let (qkv, d_o) = (rounded::<F>(&random(rows * width, 8)), rounded::<F>(&random(rows * out, 9)));
+    let on_cpu = (tensor(&qkv, (rows, width))?, tensor(&d_o, (rows, out))?);
+    let (o, lse) = attention::forward(&on_cpu.0, bounds, heads)?;
+    let o = tensor(&rounded::<F>(&values(&o)?), (rows, out))?;
+    let expected = attention::backward(&on_cpu.1, &o, &lse, &on_cpu.0, bounds, heads)?;
+    let (o, lse) = (values(&o)?, values(&lse)?);
+    let results = on_every_dialect(|gpu| {
+        let work = PackedWork::new(gpu, bounds, heads)?;
+        let dqkv = Array::<F>::uninit(gpu, rows * width)?;
+        let (d_o, o, qkv) = (array::<F>(gpu, &d_o)?, array::<F>(gpu, &o)?, array::<F>(gpu, &qkv)?);
+        let lse = Array::from_slice(gpu, &lse)?;
+        let given = gpu::attention_backward::Given { d_o: &d_o, o: &o, lse: &lse, qkv: &qkv };
+        gpu::attention_backward::backward(&dqkv, given, &work, heads)?;
+        dqkv.to_vec()
+    })?;
+    close::<F>(&format!("packed backward {heads:?}"), &results, &values(&expected)?, tolerance::<F>());
+    Ok(())
+}
+
+#[test]
+fn gradients_of_packed_attention_equal_the_cpu() -> Result<()> {
+    for (query, key_value, window, dim) in [(4, 2, None, 8), (6, 2, Some(5), 36), (3, 3, None, 64), (18, 1, None, 12)] {
+        let heads = Heads { query, key_value, dim, window };
+        packed_backward_case::<f32>(&[0, 1, 12, 53], &heads)?;
+        packed_backward_case::<bf16>(&[0, 1, 12, 53], &heads)?;
+    }
+    Ok(())
+}
+
 fn packed_case<F: Float>(bounds: &[usize], heads: &Heads) -> Result<()> {
     let rows = bounds[bounds.len() - 1];
     let qkv = rounded::<F>(&random(rows * heads.qkv_width(), 6));
