@@ -10,7 +10,7 @@ use crate::error::usage;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
-    /// The best one that this binary and this machine have.
+    /// The processor, until inference on GPUs has been measured.
     #[default]
     Auto,
     /// The processor.

@@ -13,13 +13,19 @@ use crate::{
     tolerance,
 };
 
-#[allow(dead_code, unsafe_code, reason = "shared with the kernels' own tests, which use all of it")]
+#[allow(
+    dead_code,
+    unsafe_code,
+    clippy::print_stdout,
+    reason = "shared with the kernels' own tests, which use all of it"
+)]
 #[path = "../../kernels/tests/dialects/host.rs"]
 mod host;
 
 const BLOCK_SIZE: usize = 16;
 const NUM_BLOCKS: usize = 40;
 
+#[allow(clippy::print_stdout, reason = "says what it skips")]
 fn device() -> Option<Gpu> {
     let device = host::device(1);
     if device.is_none() {

@@ -293,7 +293,8 @@ fn bytes_of(arg: &Arg) -> [u8; 8] {
 
 /// A compiled source, made once per process and kept until it or a header changes.
 fn module(dialect: Dialect, stem: &'static str) -> &'static Mutex<Library> {
-    static MODULES: LazyLock<Mutex<HashMap<(Dialect, &str), &'static Mutex<Library>>>> = LazyLock::new(Mutex::default);
+    type Modules = HashMap<(Dialect, &'static str), &'static Mutex<Library>>;
+    static MODULES: LazyLock<Mutex<Modules>> = LazyLock::new(Mutex::default);
     let mut modules = MODULES.lock().unwrap();
     modules.entry((dialect, stem)).or_insert_with(|| {
         let built = build(dialect, stem);

@@ -5,6 +5,11 @@
 //! Outputs start as NaN, arrays have exactly their size and a guard behind them, and every case runs under several
 //! orders of blocks and threads, which must agree in every bit.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise and says what it skips"
+)]
 #![expect(unsafe_code, reason = "the host plays a device: raw addresses and a loaded library")]
 
 mod attention;

@@ -140,7 +140,7 @@ impl Operation {
         Ok(operation)
     }
 
-    fn set<T>(&self, attribute: Attribute, value: T) -> std::result::Result<(), CublasError> {
+    fn set<T: Copy>(&self, attribute: Attribute, value: T) -> std::result::Result<(), CublasError> {
         // SAFETY: the library copies the value.
         unsafe { result::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>()) }
     }
