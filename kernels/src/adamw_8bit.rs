@@ -77,6 +77,11 @@ pub fn step(parameters: &Tensor, gradients: &Tensor, moments: &mut Moments, with
     })
 }
 
+/// The 256 values of the first moments' codes and those of the second's, each ascending.
+pub(crate) fn tables() -> (&'static [f32; 256], &'static [f32; 256]) {
+    (&SIGNED.values, &UNSIGNED.values)
+}
+
 static SIGNED: LazyLock<Map> = LazyLock::new(|| Map::new(true));
 static UNSIGNED: LazyLock<Map> = LazyLock::new(|| Map::new(false));
 

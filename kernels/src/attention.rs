@@ -38,15 +38,15 @@ impl Heads {
         (self.query + 2 * self.key_value) * self.dim
     }
 
-    fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         self.query / self.key_value
     }
 
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
     }
 
-    fn first_key(&self, position: usize) -> usize {
+    pub(crate) fn first_key(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 

@@ -19,6 +19,7 @@ pub mod bf16;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod log_softmax;
+pub mod gpu;
 pub mod lora;
 pub mod matmul;
 pub mod minhash;

@@ -129,7 +129,7 @@ pub fn main(args: &BenchTrainArgs) -> Result<()> {
 }
 
 fn measure(args: &BenchTrainArgs, directory: &Path) -> Result<BenchTrain> {
-    let device = DeviceKind::Cpu.open()?;
+    let device = DeviceKind::Cpu.open_for_training()?;
     let mut model = match args.method {
         BenchMethod::Qlora => Decoder::load_quantized(directory, &device, args.base_quantization.format())?,
         BenchMethod::Full | BenchMethod::Lora => Decoder::load(directory, &device, DtypeChoice::F32)?,

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    device::DeviceKind,
+    device::{Device, DeviceKind},
     engine::memory,
     evaluate::sandbox::{self, Layer},
     model_dir::HubEnvironment,
@@ -55,6 +55,9 @@ struct CpuFeature {
 struct DeviceFinding {
     name: &'static str,
     usable: bool,
+    /// A GPU's name, architecture, memory and driver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -97,16 +100,13 @@ fn look(missing_layers: &[(Layer, String)]) -> Findings {
     let devices =
         [("cpu", DeviceKind::Cpu), ("cuda", DeviceKind::Cuda), ("metal", DeviceKind::Metal)].map(|(name, kind)| {
             match kind.open() {
-                Ok(_) => DeviceFinding { name, usable: true, reason: None },
-                Err(error) => DeviceFinding { name, usable: false, reason: Some(error.to_string()) },
+                Ok(Device::Cpu) => DeviceFinding { name, usable: true, model: None, reason: None },
+                Ok(Device::Gpu(gpu)) => DeviceFinding { name, usable: true, model: Some(gpu.name()), reason: None },
+                Err(error) => DeviceFinding { name, usable: false, model: None, reason: Some(error.to_string()) },
             }
         });
-    let (device, dtype) = match DeviceKind::Auto.open() {
-        Ok(device) if device.is_cuda() => ("cuda", "bf16"),
-        Ok(device) if device.is_metal() => ("metal", "bf16"),
-        _ => ("cpu", "f32"),
-    };
-    let plan = ["teacher", "student", "train"].map(|work| Placement { work, device, dtype });
+    // What `device = "auto"` chooses: see `DeviceKind::open`.
+    let plan = ["teacher", "student", "train"].map(|work| Placement { work, device: "cpu", dtype: "f32" });
     Findings {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
@@ -168,7 +168,11 @@ fn table(findings: &Findings) -> String {
     row("memory available", &size(findings.available_memory_bytes));
     row("disk free here", &size(findings.free_disk_bytes));
     for device in &findings.devices {
-        row(&format!("device {}", device.name), device.reason.as_deref().unwrap_or("usable"));
+        let line = match (&device.model, &device.reason) {
+            (Some(model), _) => format!("usable: {model}; inference only, when asked for by name"),
+            (None, reason) => reason.clone().unwrap_or_else(|| "usable".to_owned()),
+        };
+        row(&format!("device {}", device.name), &line);
     }
     let cache = &findings.hugging_face_cache;
     let place = cache.path.as_ref().map_or("unknown".to_owned(), |path| format!("`{}`", path.display()));

@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use candle_core::Device;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -19,6 +18,7 @@ use super::pipeline;
 use crate::{
     cli::StageArgs,
     config::Config,
+    device::Device,
     error::usage,
     evaluate::{self, Improvement, WeakNodes},
     records, report,
@@ -57,7 +57,8 @@ pub fn main(args: &ImproveArgs) -> Result<()> {
     if args.rounds == 0 {
         return Err(usage("--rounds is 0, but must be at least 1"));
     }
-    let device = config.device.open()?;
+    config.device.open_for_training()?;
+    let device = Device::Cpu;
     pipeline::check(&config)?;
     let run_dir = RunDir::open(&args.stage.run_dir_path(), &config)?;
     pipeline::run_stages(&config, &run_dir, &device, None)?;

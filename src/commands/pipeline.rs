@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use candle_core::Device;
 use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     export::{self, ExportArgs, Format},
@@ -20,6 +21,8 @@ use crate::{
     config::Config,
     curate::{self, CurateArgs},
     device::DtypeChoice,
+    curate,
+    device::Device,
     engine,
     error::{Failure, usage},
     evaluate::{self, Comparison, EvaluateArgs, Role, Verdict, contamination::Contamination},
@@ -37,7 +40,9 @@ use crate::{
 pub fn run(args: &RunArgs) -> Result<()> {
     let RunArgs { stage: args, fail_on_regression } = args;
     let config = load_config(args, "run")?;
-    let device = config.device.open()?;
+    // Before anything is written: the run ends in training.
+    config.device.open_for_training()?;
+    let device = Device::Cpu;
     check(&config)?;
     let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
     let (verdict, page) = run_stages(&config, &run_dir, &device, None)?;

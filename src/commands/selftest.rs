@@ -26,7 +26,7 @@ pub struct SelftestArgs {
 ///
 /// **Errors**: a check that fails (exit code 1), after all of them have been printed.
 pub fn main(args: &SelftestArgs) -> Result<()> {
-    let (device, begun) = (args.device.open()?, Instant::now());
+    let (device, begun) = (args.device.open_for_training()?, Instant::now());
     let checks = selftest(&device, |check| {
         if !args.json {
             telemetry::print_result(line(check));

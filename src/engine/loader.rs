@@ -3,16 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::Device;
 
-use super::{Engine, EngineParts, ModelRunner, Vocabulary, memory, model_runner::cache_token_bytes};
+use super::{
+    Engine, EngineParts, ModelRunner, Vocabulary, memory,
+    model_runner::{AnyDecoder, cache_token_bytes},
+};
 use crate::{
     chat_template::ChatTemplate,
     config::EngineConfig,
-    device::DtypeChoice,
+    device::{Device, DtypeChoice},
     error::usage,
     language_model::{LanguageModel, ModelIdentity},
-    model::{DecoderConfig, InferenceDecoder, adapter_base},
+    model::{DecoderConfig, adapter_base},
     model_dir,
     tokenizer::Tokenizer,
 };
@@ -77,9 +79,9 @@ fn assemble(
     let shape = DecoderConfig::load(base.as_ref().unwrap_or(&directory))?;
     let folder = base.as_ref().filter(|_| !directory.join("tokenizer.json").exists()).unwrap_or(&directory);
     let (tokenizer, chat_template) = texts(folder, &shape)?;
-    let decoder = InferenceDecoder::load(&directory, device, dtype)
+    let decoder = AnyDecoder::load(&directory, device, dtype)
         .with_context(|| format!("cannot load the model in `{}`", directory.display()))?;
-    let shape = decoder.config.clone();
+    let shape = decoder.config().clone();
     tokenizer.check_fits(shape.vocab_size).with_context(|| format!("`{}`", directory.display()))?;
     let max_model_len = resolve_max_model_len(max_model_len, &shape, memory::total_bytes())?;
     let eos_token_ids = eos_token_ids(&shape, &tokenizer);
@@ -91,7 +93,7 @@ fn assemble(
         num_parameters: decoder.num_parameters(),
         dtype: dtype_name(dtype, device).to_owned(),
     };
-    let runner = ModelRunner::new(decoder, config, max_model_len)?;
+    let runner = ModelRunner::on_device(decoder, config, max_model_len)?;
     tracing::info!(
         "loaded `{model}` ({} parameters, {}) in {:.1} s",
         identity.num_parameters,

@@ -9,6 +9,7 @@ mod config;
 mod decoder;
 mod export;
 mod gguf;
+mod gpu_decoder;
 mod greedy;
 mod inference;
 mod layer;
@@ -27,6 +28,7 @@ pub use self::{
     decoder::Decoder,
     export::{MAX_SHARD_BYTES, export, export_sharded, write_config},
     gguf::{GgufPlan, GgufTensors, Quantization},
+    gpu_decoder::{GpuCache, GpuDecoder},
     greedy::greedy,
     inference::{InferenceDecoder, KvCache, PagedBatch, PagedSequence},
     layout::{Layout, NamedTensor, Weights},

@@ -165,7 +165,7 @@ fn stage_job<'a>(config: &'a Config, run_dir: &RunDir, export_gguf: GgufExporter
 
 fn forecast_run(job: &Job, as_json: bool) -> Result<()> {
     check(job)?;
-    let found = trainer::dry_run(job, &trainer::prepare(job, &job.config.device.open()?)?)?;
+    let found = trainer::dry_run(job, &trainer::prepare(job, &job.config.device.open_for_training()?)?)?;
     if as_json {
         telemetry::print_result(serde_json::to_string(&found)?);
         return Ok(());
@@ -220,7 +220,7 @@ fn train(job: &Job) -> Result<TrainResults> {
     check(job)?;
     // The tokenised rows lie there while the run lives.
     fs::create_dir_all(&job.output).with_context(|| format!("cannot create `{}`", job.output.display()))?;
-    let device = job.config.device.open()?;
+    let device = job.config.device.open_for_training()?;
     let prepared = trainer::prepare(job, &device)?;
     let results_file = job.output.join("train_results.json");
     if let Some(results) = finished(&results_file, &prepared.run_hash)? {

@@ -232,6 +232,19 @@ fn every_kernel_has_a_row_in_the_table_of_measurements() {
 }
 
 #[test]
+fn a_gpu_kernel_is_there_in_both_dialects_and_is_launched() {
+    let stems = |folder: &str, extension: &str| -> BTreeSet<String> {
+        files(folder, &[extension]).iter().map(|path| stem(path)).collect()
+    };
+    let (cuda, metal) = (stems("kernels/cuda", "cu"), stems("kernels/metal", "metal"));
+    assert!(cuda.len() >= 9, "the walk found only {cuda:?}");
+    assert_eq!(cuda, metal, "kernels/cuda (left) and kernels/metal (right)");
+    for stem in cuda {
+        assert!(root().join("kernels/src/gpu").join(&stem).with_extension("rs").exists(), "nothing launches `{stem}`");
+    }
+}
+
+#[test]
 fn the_integration_tests_are_one_binary() {
     let stray: Vec<_> = files("tests", &["rs"])
         .into_iter()

@@ -16,6 +16,7 @@ mod fetch_benchmarks;
 mod generate_kill;
 mod generate_paper;
 mod gguf;
+mod gpu;
 mod grammar;
 mod http;
 mod improve;

@@ -26,7 +26,7 @@ pub const FAMILIES: [&str; 8] =
 pub struct Expected {
     pub prompts: Vec<Vec<u32>>,
     pub logits: Vec<Vec<Vec<f32>>>,
-    greedy: Vec<Vec<u32>>,
+    pub greedy: Vec<Vec<u32>>,
     score: Vec<ExpectedScore>,
     eos_token_ids: Vec<u32>,
 }

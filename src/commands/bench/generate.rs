@@ -126,7 +126,8 @@ pub fn main(args: &GenerateArgs) -> Result<()> {
     let mut engine =
         engine::load_engine_with_any_tokenizer(&args.model.model, &config.engine, &device, args.model.dtype, length)?;
     ensure!(engine.vocab_size() > 1, "the model's vocabulary has {} tokens", engine.vocab_size());
-    let mut bench = Bench { args, engine: &mut engine, constraint, num_runs: 0 };
+    let device = if device.is_cpu() { "cpu" } else { "cuda" };
+    let mut bench = Bench { args, engine: &mut engine, device, constraint, num_runs: 0 };
     let mut rows = Vec::new();
     for &batch in &args.batch {
         let measured = bench.measure(batch)?;
@@ -164,6 +165,7 @@ fn check(args: &GenerateArgs) -> Result<()> {
 struct Bench<'a> {
     args: &'a GenerateArgs,
     engine: &'a mut Engine<ModelRunner>,
+    device: &'static str,
     constraint: Option<Constraint>,
     /// Every run has prompts of its own.
     num_runs: usize,
@@ -200,7 +202,7 @@ impl Bench<'_> {
             model: args.model.model.clone(),
             params_total: identity.num_parameters,
             dtype: identity.dtype.clone(),
-            device: "cpu",
+            device: self.device,
             threads: rayon::current_num_threads(),
             batch,
             prompt: args.prompt_tokens,
