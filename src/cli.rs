@@ -187,10 +187,8 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => commands::pipeline::run(&args),
-        Command::Generate(args) => commands::pipeline::generate(&args),
         Command::Curate(args) => commands::pipeline::curate(&args),
         Command::Generate(args) => commands::generate::main(&args),
-        Command::Curate(args) => curate::main(&args),
         Command::Train(args) => commands::pipeline::train(&args),
         Command::Evaluate(args) => commands::pipeline::evaluate(&args),
         Command::Report(args) => commands::pipeline::report(&args),

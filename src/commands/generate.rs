@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::{
@@ -13,6 +12,7 @@ use super::{
 use crate::{
     cli::GenerateArgs,
     config::Config,
+    device::Device,
     engine,
     error::usage,
     generate::{self, Extra, Role},

@@ -8,9 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use candle_core::Device;
 use serde_json::json;
-use serde_json::{Value, json};
 
 use super::{
     export::{self, ExportArgs, Format},
@@ -20,9 +18,7 @@ use crate::{
     cli::{RunArgs, StageArgs},
     config::Config,
     curate::{self, CurateArgs},
-    device::DtypeChoice,
-    curate,
-    device::Device,
+    device::{Device, DtypeChoice},
     engine,
     error::{Failure, usage},
     evaluate::{self, Comparison, EvaluateArgs, Role, Verdict, contamination::Contamination},
@@ -129,43 +125,6 @@ pub fn gate(asked: bool, regressions: impl FnOnce() -> Result<Vec<String>>) -> R
         [] => Ok(()),
         found => Err(Failure::Regression(format!("worse than before: {}", found.join("; "))).into()),
     }
-}
-
-/// `glan generate`.
-pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let GenerateArgs { stage: args, weak, shard, only, pilot, merge } = args;
-    let config = load_config(args, "generate")?;
-    let device = config.device.open()?;
-    if let Some(shard) = *shard {
-        let run_dir = RunDir::open_shared(&args.run_dir_path(), &config)?;
-        generate::run_shard(&config, &run_dir, shard, &mut |role| load_teacher(role, &config, &device))?;
-        print_result(if args.json {
-            json!({"shard": shard.to_string(), "run_dir": run_dir.root()}).to_string()
-        } else {
-            format!("shard {shard} is finished; once all are: glan generate --merge")
-        });
-        return Ok(());
-    }
-    let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
-    if *pilot {
-        let estimate = generate::estimate(&config, &run_dir, &mut |role| load_teacher(role, &config, &device))?;
-        print_result(if args.json { json!(estimate).to_string() } else { estimate.sentence() });
-        return Ok(());
-    }
-    let summary = if *merge {
-        generate::merge(&config, &run_dir)?;
-        pairs(&run_dir)
-    } else {
-        generate_stage(&config, &run_dir, &device, Extra { weak: weak.as_deref(), only: only.as_deref() })?
-    };
-    if args.json {
-        let answers = lines(&run_dir.stage_file("generate", "answers.jsonl"));
-        let stats: Option<Value> = records::read_json(&run_dir.stage_file("generate", "stats.json")).ok();
-        print_result(json!({"answers": answers, "stats": stats, "run_dir": run_dir.root()}));
-    } else {
-        print_result(format!("{summary} in `{}`", run_dir.stage("generate").display()));
-    }
-    Ok(())
 }
 
 /// `glan curate`.

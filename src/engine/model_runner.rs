@@ -126,8 +126,8 @@ impl Runner for ModelRunner {
         self.0.copy_blocks(copies)
     }
 
-    fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {
-        self.0.forward(batch)
+    fn forward(&mut self, batch: &PagedBatch, logits: &mut Vec<f32>) -> Result<()> {
+        self.0.forward(batch, logits)
     }
 }
 
@@ -180,8 +180,9 @@ impl<F: Float> Runner for OnGpu<F> {
         self.cache.copy_blocks(copies)
     }
 
-    fn forward(&mut self, batch: &PagedBatch) -> Result<Vec<f32>> {
-        self.decoder.forward_paged(batch, &mut self.cache)
+    fn forward(&mut self, batch: &PagedBatch, logits: &mut Vec<f32>) -> Result<()> {
+        *logits = self.decoder.forward_paged(batch, &mut self.cache)?;
+        Ok(())
     }
 }
 
