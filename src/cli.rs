@@ -50,6 +50,8 @@ enum Command {
     Score(commands::score::ScoreArgs),
     /// Serve a model over HTTP with OpenAI's API.
     Serve(commands::serve::ServeArgs),
+    /// Look at, review and extend the taxonomy that everything is made from.
+    Taxonomy(commands::taxonomy::TaxonomyArgs),
     /// Talk to a model.
     Chat(commands::chat::ChatArgs),
     /// What a model, a data file or a run directory holds.
@@ -102,10 +104,14 @@ pub struct RunArgs {
 pub struct GenerateArgs {
     /// The configuration and the run directory.
     #[command(flatten)]
-    pub stage: StageArgs,
+    pub run: StageArgs,
     /// Add pairs for the weak disciplines of this file (`evaluate/weak_nodes.json` of a run) to what is there.
     #[arg(long, value_name = "FILE")]
     pub weak: Option<PathBuf>,
+    /// Stop after this step: `taxonomy` has the teacher build one, `generate/taxonomy.toml`, for you to edit; the run goes by it
+    /// from then on.
+    #[arg(long, value_name = "STEP", value_parser = ["taxonomy"], conflicts_with_all = ["weak", "shard", "only", "pilot", "merge"])]
+    pub stage: Option<String>,
     /// Do part I of N of the questions and answers (I from 0); any number of such processes may share a run directory.
     #[arg(long, value_name = "I/N", conflicts_with = "weak")]
     pub shard: Option<generate::Shard>,
@@ -119,6 +125,12 @@ pub struct GenerateArgs {
     /// Put the parts of all shards together, byte for byte as one process would have written them.
     #[arg(long, conflicts_with_all = ["weak", "shard", "only", "pilot"])]
     pub merge: bool,
+    /// Write the pending requests of the step that is next as lines of OpenAI's batch API, at most 50,000, and stop.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["weak", "shard", "only", "pilot", "merge", "stage"])]
+    pub export_batch: Option<PathBuf>,
+    /// Read the batch API's answers back by their `custom_id`; what is missing or failed stays pending.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["weak", "shard", "only", "pilot", "merge", "stage", "export_batch"])]
+    pub import_batch: Option<PathBuf>,
 }
 
 impl StageArgs {
@@ -175,7 +187,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => commands::pipeline::run(&args),
-        Command::Generate(args) => commands::pipeline::generate(&args),
+        Command::Generate(args) => commands::generate::main(&args),
         Command::Curate(args) => curate::main(&args),
         Command::Train(args) => commands::pipeline::train(&args),
         Command::Evaluate(args) => commands::pipeline::evaluate(&args),
@@ -184,6 +196,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Complete(args) => commands::complete::main(&args),
         Command::Score(args) => commands::score::main(&args),
         Command::Serve(args) => commands::serve::main(&args),
+        Command::Taxonomy(args) => commands::taxonomy::main(&args),
         Command::Chat(args) => commands::chat::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
         Command::Export(args) => commands::export::main(&args),

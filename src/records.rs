@@ -230,6 +230,11 @@ impl<T> Ordered<T> {
         Ok(())
     }
 
+    /// The values that wait for a predecessor, which is not going to come.
+    pub fn drain(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.waiting).into_values().collect()
+    }
+
     /// Whether every value was handed on.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()

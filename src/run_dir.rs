@@ -33,7 +33,7 @@ use crate::{
 /// The stages that write records, in order, each with the keys (`table.` or a whole key) that it adds to what the files
 /// of the stages before it depend on. `device`, `engine.` and `report.` are left out: they change no record.
 const STAGE_KEYS: [(&str, &[&str]); 4] = [
-    ("generate", &["seed", "teacher.", "answerer.", "generate."]),
+    ("generate", &["seed", "teacher.", "answerer.", "judge.", "generate."]),
     ("curate", &["curate.", "evaluate.data_dir"]),
     ("train", &["student.", "train."]),
     ("evaluate", &["evaluate."]),

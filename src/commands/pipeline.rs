@@ -9,11 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use candle_core::Device;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::export::{self, ExportArgs, Format};
+use super::{
+    export::{self, ExportArgs, Format},
+    generate::load_teacher,
+};
 use crate::{
-    cli::{GenerateArgs, RunArgs, StageArgs},
+    cli::{RunArgs, StageArgs},
     config::Config,
     curate, engine,
     error::{Failure, usage},
@@ -119,43 +122,6 @@ pub fn gate(asked: bool, regressions: impl FnOnce() -> Result<Vec<String>>) -> R
         [] => Ok(()),
         found => Err(Failure::Regression(format!("worse than before: {}", found.join("; "))).into()),
     }
-}
-
-/// `glan generate`.
-pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let GenerateArgs { stage: args, weak, shard, only, pilot, merge } = args;
-    let config = load_config(args, "generate")?;
-    let device = config.device.open()?;
-    if let Some(shard) = *shard {
-        let run_dir = RunDir::open_shared(&args.run_dir_path(), &config)?;
-        generate::run_shard(&config, &run_dir, shard, &mut |role| load_teacher(role, &config, &device))?;
-        print_result(if args.json {
-            json!({"shard": shard.to_string(), "run_dir": run_dir.root()}).to_string()
-        } else {
-            format!("shard {shard} is finished; once all are: glan generate --merge")
-        });
-        return Ok(());
-    }
-    let run_dir = RunDir::open(&args.run_dir_path(), &config)?;
-    if *pilot {
-        let estimate = generate::estimate(&config, &run_dir, &mut |role| load_teacher(role, &config, &device))?;
-        print_result(if args.json { json!(estimate).to_string() } else { estimate.sentence() });
-        return Ok(());
-    }
-    let summary = if *merge {
-        generate::merge(&config, &run_dir)?;
-        pairs(&run_dir)
-    } else {
-        generate_stage(&config, &run_dir, &device, Extra { weak: weak.as_deref(), only: only.as_deref() })?
-    };
-    if args.json {
-        let answers = lines(&run_dir.stage_file("generate", "answers.jsonl"));
-        let stats: Option<Value> = records::read_json(&run_dir.stage_file("generate", "stats.json")).ok();
-        print_result(json!({"answers": answers, "stats": stats, "run_dir": run_dir.root()}));
-    } else {
-        print_result(format!("{summary} in `{}`", run_dir.stage("generate").display()));
-    }
-    Ok(())
 }
 
 /// `glan evaluate`.
@@ -322,25 +288,16 @@ pub fn stage_of<T>(name: &str, work: impl FnOnce() -> Result<(String, T)>) -> Re
     Ok(result)
 }
 
-fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device, extra: Extra) -> Result<String> {
+/// Stage 1, and what came of it in words.
+pub fn generate_stage(config: &Config, run_dir: &RunDir, device: &Device, extra: Extra) -> Result<String> {
     // The stage owns the teacher once it is loaded, so its memory is free again when the stage returns.
     generate::run(config, run_dir, extra, &mut |role| load_teacher(role, config, device))?;
     Ok(pairs(run_dir))
 }
 
-fn pairs(run_dir: &RunDir) -> String {
+/// How many pairs a run has.
+pub fn pairs(run_dir: &RunDir) -> String {
     format!("{} question-answer pairs", lines(&run_dir.stage_file("generate", "answers.jsonl")))
-}
-
-fn load_teacher(role: generate::Role, config: &Config, device: &Device) -> Result<Box<dyn LanguageModel>> {
-    let model = match role {
-        generate::Role::Teacher => &config.teacher,
-        generate::Role::Answerer => &config.answerer,
-    };
-    if model.model.is_empty() {
-        return Err(usage("no teacher is named: set `teacher.model` to a directory or `org/name`"));
-    }
-    engine::load(&model.model, &config.engine, device, model.dtype, model.max_model_len)
 }
 
 fn evaluate_stage(config: &Config, run_dir: &RunDir, device: &Device) -> Result<Verdict> {
@@ -390,14 +347,14 @@ fn sentence(verdict: &Verdict) -> String {
 }
 
 /// Lines of a file, for summaries; a missing file has none.
-fn lines(path: &Path) -> usize {
+pub fn lines(path: &Path) -> usize {
     File::open(path).map_or(0, |file| BufReader::new(file).split(b'\n').count())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::exit_code;
+    use crate::{cli::GenerateArgs, commands::generate::main as generate, error::exit_code};
 
     fn run_args(config: Option<&Path>, run_dir: &Path) -> RunArgs {
         RunArgs { stage: args(config, run_dir), fail_on_regression: false }
@@ -414,7 +371,19 @@ mod tests {
         let run_dir = folder.path().join("run");
         let commands: [&dyn Fn(StageArgs) -> Result<()>; 3] = [
             &|stage| run(&RunArgs { stage, fail_on_regression: false }),
-            &|stage| generate(&GenerateArgs { stage, weak: None, shard: None, only: None, pilot: false, merge: false }),
+            &|stage| {
+                generate(&GenerateArgs {
+                    run: stage,
+                    weak: None,
+                    stage: None,
+                    shard: None,
+                    only: None,
+                    pilot: false,
+                    merge: false,
+                    export_batch: None,
+                    import_batch: None,
+                })
+            },
             &|stage| report(&stage),
         ];
         for command in commands {

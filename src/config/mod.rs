@@ -27,7 +27,7 @@ pub use self::{
     curate::CurateConfig,
     engine::EngineConfig,
     evaluate::EvaluateConfig,
-    generate::{GenerateConfig, SamplingConfig},
+    generate::{Balance, BuildTaxonomyConfig, GenerateConfig, SamplingConfig, VaryConfig},
     improve::ImproveConfig,
     judge::JudgeConfig,
     load::load,
@@ -53,6 +53,8 @@ pub struct Config {
     /// The model that answers the questions, where it is another one (in the paper GPT-3.5, where GPT-4 asks); without a
     /// `model` the teacher answers.
     pub answerer: ModelConfig,
+    /// The model that scores the pairs, from 1 to 10; without a `model` they have no score.
+    pub judge: ModelConfig,
     /// The model that learns from it.
     pub student: ModelConfig,
     /// Batched inference.
@@ -78,6 +80,7 @@ impl Default for Config {
             device: DeviceKind::Auto,
             teacher: ModelConfig::default(),
             answerer: ModelConfig::default(),
+            judge: ModelConfig::default(),
             student: ModelConfig::default(),
             engine: EngineConfig::default(),
             generate: GenerateConfig::default(),
@@ -114,8 +117,11 @@ impl Config {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// A directory, or `org/name` in the Hugging Face cache.
+    /// A directory, or `org/name` in the Hugging Face cache; with an `endpoint` the name that it knows the model by.
     pub model: String,
+    /// Base address of an OpenAI-compatible service, such as `http://127.0.0.1:8000/v1`, that stage 1 asks in place of a model
+    /// on this machine; its key is read from the environment variable `OPENAI_API_KEY`. Empty: no network.
+    pub endpoint: String,
     /// Type of the weights; `auto` is f32 on the CPU and bf16 on a GPU.
     pub dtype: crate::device::DtypeChoice,
     /// Longest sequence in tokens; 0 takes the model's own limit.

@@ -19,6 +19,14 @@ impl Config {
         ranges.at_least("engine.max_num_batched_tokens", self.engine.max_num_batched_tokens, 1);
         ranges.at_least("engine.block_size", self.engine.block_size, 1);
         check_generate(&self.generate, &mut ranges);
+        for (table, model) in [("teacher", &self.teacher), ("answerer", &self.answerer), ("judge", &self.judge)] {
+            let endpoint = model.endpoint.as_str();
+            let is_address = ["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme));
+            let expected = "an address that begins with http:// or https://, or empty";
+            ranges.check(&format!("{table}.endpoint"), endpoint, endpoint.is_empty() || is_address, expected);
+        }
+        let endpoint = self.student.endpoint.as_str();
+        ranges.check("student.endpoint", endpoint, endpoint.is_empty(), "empty: a student is trained on this machine");
         check_curate(&self.curate, &mut ranges);
         check_train(&self.train, &mut ranges);
         check_evaluate(&self.evaluate, &mut ranges);
@@ -46,11 +54,46 @@ fn check_generate(generate: &GenerateConfig, ranges: &mut Ranges) {
     );
     ranges.fraction("generate.two_session_ratio", generate.two_session_ratio);
     ranges.fraction("generate.min_yield", generate.min_yield);
+    ranges.fraction("generate.cross_subject_ratio", generate.cross_subject_ratio);
+    ranges.fraction("generate.cross_discipline_ratio", generate.cross_discipline_ratio);
+    ranges.check(
+        "generate.cross_discipline_ratio",
+        generate.cross_discipline_ratio,
+        generate.cross_subject_ratio + generate.cross_discipline_ratio <= 1.0,
+        "at most 1 together with `generate.cross_subject_ratio`",
+    );
+    ranges.within("generate.answers_per_question", generate.answers_per_question as u64, 1, 64);
+    ranges.within("generate.follow_up_turns", generate.follow_up_turns as u64, 0, 3);
+    ranges.check(
+        "generate.answers_per_question",
+        generate.answers_per_question,
+        generate.answers_per_question == 1 || generate.answer.temperature > 0.0,
+        "1 where `generate.answer.temperature` is 0: greedy answers are all the same",
+    );
+    let vary = &generate.vary;
+    for (key, ratio) in [
+        ("task_type", vary.task_type_ratio),
+        ("difficulty", vary.difficulty_ratio),
+        ("persona", vary.persona_ratio),
+        ("region", vary.region_ratio),
+        ("name", vary.name_ratio),
+    ] {
+        ranges.fraction(&format!("generate.vary.{key}_ratio"), ratio);
+    }
+    let build = &generate.build_taxonomy;
+    ranges.at_least("generate.build_taxonomy.samples", build.samples, 1);
+    ranges.at_least("generate.build_taxonomy.names_per_sample", build.names_per_sample, 1);
+    ranges.min_max(
+        ("generate.build_taxonomy.min_samples", build.min_samples),
+        ("generate.build_taxonomy.samples", build.samples),
+    );
     for (name, sampling) in [
         ("subjects", &generate.subjects),
         ("syllabus", &generate.syllabus),
         ("question", &generate.question),
         ("answer", &generate.answer),
+        ("critique", &generate.critique),
+        ("judgement", &generate.judgement),
     ] {
         check_sampling(&format!("generate.{name}"), sampling, ranges);
     }
@@ -257,10 +300,26 @@ mod tests {
         for (key, values) in [
             ("seed", vec!["-1"]),
             ("engine.max_num_seqs", vec!["0"]),
+            ("teacher.endpoint", vec!["ftp://x", "127.0.0.1:8000"]),
+            ("student.endpoint", vec!["http://x/v1"]),
             ("engine.max_num_batched_tokens", vec!["0"]),
             ("engine.block_size", vec!["0"]),
             ("generate.num_questions", vec!["0"]),
             ("generate.samples_per_discipline", vec!["0"]),
+            ("generate.cross_subject_ratio", vec!["-0.1", "1.1", "nan"]),
+            ("generate.cross_discipline_ratio", vec!["-0.1", "1.1", "nan"]),
+            ("generate.answers_per_question", vec!["0", "65"]),
+            ("generate.follow_up_turns", vec!["4"]),
+            ("generate.vary.task_type_ratio", vec!["-0.1", "1.1", "nan"]),
+            ("generate.vary.difficulty_ratio", vec!["-0.1", "1.1"]),
+            ("generate.vary.persona_ratio", vec!["-0.1", "1.1"]),
+            ("generate.vary.region_ratio", vec!["-0.1", "1.1"]),
+            ("generate.vary.name_ratio", vec!["-0.1", "1.1"]),
+            ("generate.judgement.top_p", vec!["0", "1.1"]),
+            ("generate.critique.max_new_tokens", vec!["0"]),
+            ("generate.build_taxonomy.samples", vec!["0"]),
+            ("generate.build_taxonomy.names_per_sample", vec!["0"]),
+            ("generate.build_taxonomy.min_samples", vec!["0", "6"]),
             ("generate.subjects_per_sample", vec!["0"]),
             ("generate.min_class_sessions", vec!["0", "31"]),
             ("generate.min_key_concepts", vec!["0", "8"]),

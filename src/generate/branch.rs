@@ -46,10 +46,10 @@ struct Node {
 }
 
 impl Editions {
-    /// Those of a run; `only` names a branch to be drawn anew.
+    /// Those of a run, which ends with `last_step`; `only` names a branch to be drawn anew.
     ///
     /// **Errors**: usage, for a path that names no node or several, and for a run that is not finished.
-    pub fn open(folder: &Path, only: Option<&str>, disciplines: &[Discipline]) -> Result<Self> {
+    pub fn open(folder: &Path, only: Option<&str>, disciplines: &[Discipline], last_step: &str) -> Result<Self> {
         let path = folder.join(FILE);
         let mut editions = Self { redrawn: read_partial_jsonl(&path)? };
         let Some(only) = only else { return Ok(editions) };
@@ -57,7 +57,7 @@ impl Editions {
         let shown = node.names.join(" > ");
         match editions.redrawn.last() {
             Some(last) if !last.finished && last.path == shown => tracing::info!("going on with `{shown}`"),
-            _ if !is_finished(folder) => {
+            _ if !is_finished(folder, last_step) => {
                 return Err(usage(format!(
                     "--only draws a branch of a finished run anew, and `{}` is not finished; run the same command without \
                      --only first",
@@ -108,9 +108,9 @@ impl Editions {
 }
 
 /// Whether every request of the run is answered.
-fn is_finished(folder: &Path) -> bool {
+fn is_finished(folder: &Path, last_step: &str) -> bool {
     read_json::<Stats>(&folder.join("stats.json")).is_ok_and(|stats| {
-        stats.steps.iter().all(|step| step.pending == 0) && stats.steps.iter().any(|step| step.step == "answers")
+        stats.steps.iter().all(|step| step.pending == 0) && stats.steps.iter().any(|step| step.step == last_step)
     })
 }
 

@@ -119,22 +119,11 @@ impl Combinations {
     fn pair_at(&self, rank: u128) -> Combination {
         let index = self.pairs.partition_point(|&(_, _, total)| total <= rank);
         let (a, b, _) = self.pairs[index];
-        let mut rank = rank - if index == 0 { 0 } else { self.pairs[index - 1].2 };
-        let (m1, m2) = (self.concepts[a], self.concepts[b]);
-        for size in 2..=MAX_CONCEPTS {
-            for from_a in 1..size {
-                let of_b = binomial(m2 as u128, (size - from_a) as u128);
-                let count = binomial(m1 as u128, from_a as u128) * of_b;
-                if rank >= count {
-                    rank -= count;
-                    continue;
-                }
-                let first = subset_at(m1, from_a, rank / of_b).into_iter().map(|concept| (a, concept));
-                let second = subset_at(m2, size - from_a, rank % of_b).into_iter().map(|concept| (b, concept));
-                return Combination { class_sessions: vec![a, b], key_concepts: first.chain(second).collect() };
-            }
-        }
-        unreachable!("the counts of all sizes and splits add up to N2")
+        let rank = rank - if index == 0 { 0 } else { self.pairs[index - 1].2 };
+        let (first, second) = two_session_at(self.concepts[a], self.concepts[b], rank);
+        let first = first.into_iter().map(|concept| (a, concept));
+        let second = second.into_iter().map(|concept| (b, concept));
+        Combination { class_sessions: vec![a, b], key_concepts: first.chain(second).collect() }
     }
 
     /// Draws `count` combinations, a share of `two_session_ratio` of them (rounded at random, so that it holds on
@@ -155,9 +144,25 @@ impl Combinations {
     }
 }
 
+/// The concepts of either session in the combination of two sessions at a rank below [`two_session_count`].
+pub fn two_session_at(m1: usize, m2: usize, mut rank: u128) -> (Vec<usize>, Vec<usize>) {
+    for size in 2..=MAX_CONCEPTS {
+        for from_first in 1..size {
+            let of_second = binomial(m2 as u128, (size - from_first) as u128);
+            let count = binomial(m1 as u128, from_first as u128) * of_second;
+            if rank >= count {
+                rank -= count;
+                continue;
+            }
+            return (subset_at(m1, from_first, rank / of_second), subset_at(m2, size - from_first, rank % of_second));
+        }
+    }
+    unreachable!("the counts of all sizes and splits add up to N2")
+}
+
 /// `take` different numbers below `total`, every subset equally likely (Floyd's algorithm): `take` draws, whatever
 /// the total.
-fn distinct_ranks(total: u128, take: u128, rng: &mut impl Rng) -> Vec<u128> {
+pub fn distinct_ranks(total: u128, take: u128, rng: &mut impl Rng) -> Vec<u128> {
     let mut seen = HashSet::new();
     let mut ranks = Vec::new();
     for last in total - take..total {

@@ -94,6 +94,22 @@ pub struct Decided<R> {
     pub completion_tokens: usize,
 }
 
+impl<R: Serialize> Decided<R> {
+    /// The same as a row that is kept elsewhere.
+    pub fn into_answered(self, step: &str) -> Result<Answered> {
+        let Self { id, parent, outcome, attempts, prompt_tokens, completion_tokens } = self;
+        let is_rejected = outcome.is_err();
+        let row = match outcome {
+            Ok(record) => serde_json::to_value(record)?,
+            Err(Rejection { reason, evidence }) => {
+                let (id, stage, reason) = (id.clone(), step.to_owned(), reason.to_owned());
+                serde_json::to_value(RejectedRow { id, stage, parent, reason, evidence, attempts })?
+            }
+        };
+        Ok(Answered { id, is_rejected, row, prompt_tokens, completion_tokens })
+    }
+}
+
 impl Ledger {
     /// Opens the files of a sub-step; torn last lines are cut.
     pub fn open(folder: &Path, step: &str, file: &str) -> Result<Self> {

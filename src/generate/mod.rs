@@ -2,32 +2,47 @@
 //!
 //! *Reads* the taxonomy, the prompts, and with `--weak` a file of weak disciplines. *Writes* `generate/`: `taxonomy.json`, `prompts.json`, `teacher.json` (and `answerer.json`),
 //! `subjects_raw.jsonl` and `subjects.jsonl`, `syllabi.jsonl`, `questions.jsonl`, `answers.jsonl` (and the drafts of the
-//! first two, where asked for in two turns), `usage.jsonl`, `stats.json`. *Rejects* replies that cannot be used, one
+//! first two, where asked for in two turns; the files of `refine.rs`, where more is wanted of the answers), `usage.jsonl`, `stats.json`. *Rejects* replies that cannot be used, one
 //! line each in `rejected.jsonl`, and fails when too many are. *Resumes* at the first request that is not on disk; the
 //! teacher is loaded only when there is one.
 
 mod answers;
+mod batch;
 mod branch;
 mod combos;
+mod consistency;
+mod cross;
 mod ledger;
 mod pilot;
+mod plan;
 mod prompts;
 mod questions;
+mod refine;
+mod review;
 mod shards;
+mod shares;
+mod skew;
 mod spare;
 mod stats;
 mod step;
 mod subjects;
 mod syllabus;
 mod taxonomy;
+mod taxonomy_build;
+mod taxonomy_file;
 mod text;
 mod two_step;
+mod vary;
 mod weak;
 
 #[cfg(test)]
 mod bad_teacher_tests;
 #[cfg(test)]
+mod batch_tests;
+#[cfg(test)]
 mod long_run_tests;
+#[cfg(test)]
+mod refine_tests;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
@@ -48,12 +63,18 @@ use self::{
     stats::StepStats,
     step::{Step, run_step},
     syllabus::Syllabus,
-    taxonomy::{Discipline, Taxonomy},
+    taxonomy::Discipline,
+    vary::Variety,
     weak::{Round, Samples},
 };
 pub use self::{
+    batch::{export as export_batch, identity as remote_identity, import as import_batch},
     pilot::Estimate,
+    review::{Ballot, Review, Voter},
     shards::{Shard, merge, run as run_shard},
+    skew::Skew,
+    taxonomy::Taxonomy,
+    taxonomy_build::run as build_taxonomy,
 };
 use crate::{
     config::Config,
@@ -63,19 +84,33 @@ use crate::{
     run_dir::RunDir,
 };
 
-/// The sub-steps with requests, in order, and the file of records of each.
-const STEPS: [(&str, &str); 6] = [
+/// The sub-steps with requests, in order, and the file of records of each. Those of a taxonomy are in a folder of their own.
+const STEPS: [(&str, &str); 19] = [
+    ("taxonomy_fields", "fields_raw.jsonl"),
+    ("taxonomy_subfields", "subfields_raw.jsonl"),
+    ("taxonomy_disciplines", "disciplines_raw.jsonl"),
     ("subject_drafts", "subject_drafts.jsonl"),
     ("subjects", "subjects_raw.jsonl"),
     ("syllabus_drafts", "syllabus_drafts.jsonl"),
     ("syllabi", "syllabi.jsonl"),
     ("questions", "questions.jsonl"),
     ("answers", "answers.jsonl"),
+    // In place of the answers, where more is wanted of them (`refine.rs`).
+    ("answer_samples", "answer_samples.jsonl"),
+    ("critiques", "critiques.jsonl"),
+    ("rewrites", "rewrites.jsonl"),
+    ("follow_up_questions_1", "follow_up_questions_1.jsonl"),
+    ("follow_up_answers_1", "follow_up_answers_1.jsonl"),
+    ("follow_up_questions_2", "follow_up_questions_2.jsonl"),
+    ("follow_up_answers_2", "follow_up_answers_2.jsonl"),
+    ("follow_up_questions_3", "follow_up_questions_3.jsonl"),
+    ("follow_up_answers_3", "follow_up_answers_3.jsonl"),
+    ("judgements", "judgements.jsonl"),
 ];
 
 /// What a run is begun with; the rest follows from it.
-const FILES: [&str; 6] =
-    ["taxonomy.json", "prompts.json", "teacher.json", "answerer.json", "weak.jsonl", "branches.jsonl"];
+const FILES: [&str; 7] =
+    ["taxonomy.json", "prompts.json", "teacher.json", "answerer.json", "judge.json", "weak.jsonl", "branches.jsonl"];
 
 /// Which model of the run is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +119,8 @@ pub enum Role {
     Teacher,
     /// Answers the questions.
     Answerer,
+    /// Scores the pairs.
+    Judge,
 }
 
 impl Role {
@@ -91,6 +128,7 @@ impl Role {
         match self {
             Self::Teacher => "teacher",
             Self::Answerer => "answerer",
+            Self::Judge => "judge",
         }
     }
 
@@ -99,6 +137,7 @@ impl Role {
         match self {
             Self::Teacher => "teacher.json",
             Self::Answerer => "answerer.json",
+            Self::Judge => "judge.json",
         }
     }
 }
@@ -133,7 +172,8 @@ pub fn estimate(config: &Config, run_dir: &RunDir, load_model: &mut ModelLoader)
     let mut stage = Stage::new(config, run_dir, run_dir.stage("generate"), None, load_model);
     let ground = Ground::load(&mut stage, Extra::default())?;
     let (syllabi, _) = make_syllabi(&mut stage, &ground)?;
-    let questions = Questions::new(config, &ground.prompts, &ground.disciplines, &syllabi, &ground.rounds);
+    let questions =
+        Questions::new(config, (&ground.prompts, &ground.variety), &ground.disciplines, &syllabi, &ground.rounds);
     let estimate = pilot::run(&mut stage, &questions, &ground.prompts, true)?;
     estimate.context("a pilot that was asked for gives an estimate")
 }
@@ -141,6 +181,7 @@ pub fn estimate(config: &Config, run_dir: &RunDir, load_model: &mut ModelLoader)
 /// What the stage reads.
 struct Ground {
     prompts: Prompts,
+    variety: Variety,
     disciplines: Vec<Discipline>,
     rounds: Vec<Round>,
     editions: Editions,
@@ -149,29 +190,40 @@ struct Ground {
 impl Ground {
     fn load(stage: &mut Stage, extra: Extra) -> Result<Self> {
         let config = stage.config;
-        let taxonomy = Taxonomy::load(&config.generate.taxonomy)?;
-        let prompts = Prompts::load(&config.generate)?;
-        let disciplines = taxonomy.disciplines();
+        let taxonomy = taxonomy_of(config, stage.run_dir)?;
+        let prompts = Prompts::load(config)?;
+        let variety = Variety::load(&config.generate.vary)?;
+        let disciplines = taxonomy.disciplines(config.generate.balance)?;
         let _turn = stage.run_dir.turn()?;
         std::fs::create_dir_all(&stage.folder)
             .with_context(|| format!("cannot create folder `{}`", stage.folder.display()))?;
         taxonomy.save(&stage.folder.join("taxonomy.json"))?;
         prompts.save(&stage.folder.join("prompts.json"))?;
         let rounds = weak::rounds(&stage.folder, extra.weak, &disciplines)?;
-        let editions = Editions::open(&stage.folder, extra.only, &disciplines)?;
+        let editions = Editions::open(&stage.folder, extra.only, &disciplines, refine::last_step(config))?;
         if let Some(summary) = weak::summary(&rounds) {
             tracing::info!("{summary}");
         }
         stage.stats.counts.fields = taxonomy.fields.len();
         stage.stats.counts.subfields = taxonomy.fields.iter().map(|field| field.subfields.len()).sum();
         stage.stats.counts.disciplines = disciplines.len();
-        Ok(Self { prompts, disciplines, rounds, editions })
+        Ok(Self { prompts, variety, disciplines, rounds, editions })
     }
+}
+
+/// The taxonomy of a run: the one that it has built itself (and somebody may have edited), else the configured one; with
+/// the configured extensions.
+///
+/// **Errors**: those of [`Taxonomy::load_extended`].
+pub fn taxonomy_of(config: &Config, run_dir: &RunDir) -> Result<Taxonomy> {
+    let built = run_dir.stage_file("generate", taxonomy_build::FILE);
+    let path = if built.is_file() { &built } else { &config.generate.taxonomy };
+    Taxonomy::load_extended(path, &config.generate.extend_taxonomy)
 }
 
 /// Subjects and syllabi: those of the plain stage and of each round, and the number of subjects.
 fn make_syllabi(stage: &mut Stage, ground: &Ground) -> Result<(Vec<Vec<Syllabus>>, usize)> {
-    let Ground { prompts, disciplines, rounds, editions } = ground;
+    let Ground { prompts, disciplines, rounds, editions, .. } = ground;
     let subjects = subjects::run(stage, prompts, disciplines, editions)?;
     stage.stats.counts.subjects = subjects.len();
     let samples = Samples::new(&stage.config.generate, rounds, disciplines.len());
@@ -190,17 +242,22 @@ fn run_stage(stage: &mut Stage, extra: Extra) -> Result<()> {
     let config = stage.config;
     let mut ground = Ground::load(stage, extra)?;
     let (syllabi, num_subjects) = make_syllabi(stage, &ground)?;
-    let questions = Questions::new(config, &ground.prompts, &ground.disciplines, &syllabi, &ground.rounds);
+    let questions =
+        Questions::new(config, (&ground.prompts, &ground.variety), &ground.disciplines, &syllabi, &ground.rounds);
     pilot::run(stage, &questions, &ground.prompts, false)?;
     let asked = run_step(stage, &questions)?;
     stage.stats.counts.questions = asked.kept;
     let questions_file = stage.own_file(&questions);
-    let answers = Answers { config, prompts: &ground.prompts, questions_file, num_questions: asked.kept };
-    let answered = run_step(stage, &answers)?;
-    stage.stats.counts.answers = answered.kept;
+    let answered = if refine::is_on(config) {
+        refine::run(stage, &ground.prompts, (questions_file, asked.kept))?
+    } else {
+        let answers = Answers { config, prompts: &ground.prompts, questions_file, num_questions: asked.kept };
+        run_step(stage, &answers)?.kept
+    };
+    stage.stats.counts.answers = answered;
     stage.save_stats(true)?;
     // A shard may be a small one; the sum is looked at when all are merged.
-    if answered.kept == 0 && stage.shard.is_none() {
+    if answered == 0 && stage.shard.is_none() {
         bail!(
             "no question-answer pair was made ({} subjects, {} syllabi, {} questions); see `{}`",
             num_subjects,
@@ -212,7 +269,7 @@ fn run_stage(stage: &mut Stage, extra: Extra) -> Result<()> {
     if stage.shard.is_none() {
         ground.editions.finish(&stage.folder)?;
     }
-    tracing::info!("generate: {} question-answer pairs from {} questions", answered.kept, asked.kept);
+    tracing::info!("generate: {} question-answer pairs from {} questions", answered, asked.kept);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! A pilot before the long run: questions spread evenly over the whole work list, and their answers.
 //!
+//! Critiques, further turns and scores (`refine.rs`) are not part of it: their cost comes on top.
 //! It tells what the run will cost (tokens, hours, pairs) and fails where too little of it can be used, after minutes and
 //! not after a day. Its rows lie in `pilot/` and are those of the run: whatever it asked is not asked again.
 
@@ -10,10 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Role, Stage,
-    answers::Answers,
+    answers::{Answers, Sample, Samples},
     ledger::Ledger,
     prompts::Prompts,
     questions::Questions,
+    refine,
     spare::Answered,
     stats::StepStats,
     step::{Part, Step, Work, WorkList, finish_part},
@@ -51,12 +53,13 @@ pub struct Estimate {
 impl Estimate {
     /// In words.
     pub fn sentence(&self) -> String {
-        let kept = self.pilot.last().map_or(0, |answers| answers.kept);
+        let asked = self.pilot.first().map_or(0, |questions| questions.requested);
+        let kept = (self.pairs / self.questions.max(1) as f64 * asked as f64).round();
         format!(
             "{} of {} pilot questions became pairs; {} questions will give {:.0} +- {:.0} pairs from {:.2e} prompt and {:.2e} \
              written tokens, in {:.2} hours on this machine",
             kept,
-            self.pilot.first().map_or(0, |questions| questions.requested),
+            asked,
             self.questions,
             self.pairs,
             self.pairs_stderr,
@@ -66,12 +69,12 @@ impl Estimate {
         )
     }
 
-    fn new(asked: StepStats, answered: StepStats, questions: usize, seconds: f64) -> Self {
+    fn new((asked, answered): (StepStats, StepStats), pairs: usize, questions: usize, seconds: f64) -> Self {
         let pilot = asked.requested.max(1) as f64;
         let scale = questions as f64 / pilot;
-        let share = answered.kept as f64 / pilot;
+        let share = pairs as f64 / pilot;
         // One success and one failure more, so that a pilot without a failure is not certain.
-        let cautious = (answered.kept + 1) as f64 / (pilot + 2.0);
+        let cautious = (pairs + 1) as f64 / (pilot + 2.0);
         let sum = |of: fn(&StepStats) -> usize| scale * (of(&asked) + of(&answered)) as f64;
         Self {
             questions,
@@ -161,8 +164,18 @@ pub fn run(stage: &mut Stage, questions: &Questions, prompts: &Prompts, always: 
     let questions_file = folder.join(questions.file());
     let answers = Answers { config: stage.config, prompts, questions_file, num_questions: asked.kept };
     stage.model(answers.role())?;
-    let answered = clock.time(|| do_part(stage, &answers, &Part { folder, range: 0..asked.kept }))?;
-    let estimate = Estimate::new(asked, answered, total, clock.seconds);
+    let (answered, pairs) = if refine::is_on(stage.config) {
+        let samples = Samples { plain: answers };
+        let range = 0..samples.total();
+        let answered = clock.time(|| do_part(stage, &samples, &Part { folder: folder.clone(), range }))?;
+        let of: Vec<Sample> = records::read_jsonl(&folder.join(samples.file()))?;
+        (answered, of.chunk_by(|a, b| a.parent == b.parent).count())
+    } else {
+        let answered = clock.time(|| do_part(stage, &answers, &Part { folder, range: 0..asked.kept }))?;
+        let pairs = answered.kept;
+        (answered, pairs)
+    };
+    let estimate = Estimate::new((asked, answered), pairs, total, clock.seconds);
     records::write_json(&saved, &estimate)?;
     tracing::info!("pilot: {}", estimate.sentence());
     Ok(Some(estimate))

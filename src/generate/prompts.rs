@@ -11,7 +11,7 @@ use anyhow::Result;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde_json::{Value, json};
 
-use crate::{config::GenerateConfig, error::usage, language_model::Message, records};
+use crate::{config::Config, error::usage, language_model::Message, records};
 
 /// The templates of a run.
 pub struct Prompts {
@@ -36,9 +36,48 @@ pub enum PromptKind {
     Question,
     /// Its answer.
     Answer,
+    /// What a question is varied by; added to its prompt.
+    Attributes,
+    /// A homework question that joins two subjects.
+    CrossQuestion,
+    /// What has to be changed in an answer.
+    Critique,
+    /// The answer written anew.
+    Rewrite,
+    /// What the student asks next.
+    FollowUp,
+    /// A score.
+    Judgement,
+    /// All fields of knowledge.
+    TaxonomyFields,
+    /// The sub-fields of one.
+    TaxonomySubfields,
+    /// The disciplines of a sub-field.
+    TaxonomyDisciplines,
+    /// Whether a node of the taxonomy is kept.
+    TaxonomyReview,
 }
 
 impl PromptKind {
+    const ALL: [Self; 16] = [
+        Self::Subjects,
+        Self::SubjectsJson,
+        Self::Syllabus,
+        Self::SyllabusJson,
+        Self::Question,
+        Self::Answer,
+        Self::Attributes,
+        Self::CrossQuestion,
+        Self::Critique,
+        Self::Rewrite,
+        Self::FollowUp,
+        Self::Judgement,
+        Self::TaxonomyFields,
+        Self::TaxonomySubfields,
+        Self::TaxonomyDisciplines,
+        Self::TaxonomyReview,
+    ];
+
     fn file(self) -> &'static str {
         match self {
             PromptKind::Subjects => "subjects.jinja",
@@ -47,6 +86,16 @@ impl PromptKind {
             PromptKind::SyllabusJson => "syllabus_json.jinja",
             PromptKind::Question => "question.jinja",
             PromptKind::Answer => "answer.jinja",
+            PromptKind::Attributes => "question_attributes.jinja",
+            PromptKind::CrossQuestion => "question_cross.jinja",
+            PromptKind::Critique => "critique.jinja",
+            PromptKind::Rewrite => "rewrite.jinja",
+            PromptKind::FollowUp => "follow_up.jinja",
+            PromptKind::Judgement => "judge.jinja",
+            PromptKind::TaxonomyFields => "taxonomy_fields.jinja",
+            PromptKind::TaxonomySubfields => "taxonomy_subfields.jinja",
+            PromptKind::TaxonomyDisciplines => "taxonomy_disciplines.jinja",
+            PromptKind::TaxonomyReview => "taxonomy_review.jinja",
         }
     }
 
@@ -66,6 +115,30 @@ impl PromptKind {
                 "class_sessions": [session], "key_concepts": ["a", "b"],
             }),
             PromptKind::Answer => json!({"question": "q"}),
+            PromptKind::Attributes => {
+                json!({"task_type": "t", "difficulty": "d", "persona": "p", "region": "r", "name": "n"})
+            }
+            PromptKind::CrossQuestion => json!({
+                "discipline": "d", "subject": "s", "level": "l",
+                "syllabus": {"introduction": "i", "class_sessions": [session, session]},
+                "other": {"discipline": "d", "subject": "s", "level": "l", "syllabus":
+                    {"introduction": "i", "class_sessions": [session]}},
+                "class_sessions": [session, session], "key_concepts": ["a", "b"],
+            }),
+            PromptKind::Critique => json!({"question": "q", "answer": "a"}),
+            PromptKind::Rewrite => json!({"question": "q", "answer": "a", "critique": "c"}),
+            PromptKind::FollowUp => json!({
+                "discipline": "d", "subject": "s", "level": "l", "turns": [{"question": "q", "answer": "a"}],
+            }),
+            PromptKind::Judgement => json!({"turns": [{"question": "q", "answer": "a"}]}),
+            PromptKind::TaxonomyFields => json!({"num_names": 2}),
+            PromptKind::TaxonomySubfields => json!({"field": "f", "fields": ["f", "g"], "num_names": 2}),
+            PromptKind::TaxonomyDisciplines => {
+                json!({"field": "f", "subfield": "s", "subfields": ["s", "t"], "num_names": 2})
+            }
+            PromptKind::TaxonomyReview => {
+                json!({"kind": "discipline", "name": "d", "above": ["f", "s"], "below": ["a", "b"], "siblings": ["e"]})
+            }
         }
     }
 }
@@ -73,42 +146,81 @@ impl PromptKind {
 /// The one template that a folder may leave out: a system turn before every request, a fixed text.
 const SYSTEM: &str = "system.jinja";
 
-const BUILT_IN: [(&str, &str); 6] = [
+/// The templates of the paper's own steps, which a folder must hold. Where it lacks another one, the built-in one serves.
+const REQUIRED: [&str; 6] = [
+    "subjects.jinja",
+    "subjects_json.jinja",
+    "syllabus.jinja",
+    "syllabus_json.jinja",
+    "question.jinja",
+    "answer.jinja",
+];
+
+const BUILT_IN: [(&str, &str); 16] = [
     ("subjects.jinja", include_str!("../../configs/prompts/default/subjects.jinja")),
     ("subjects_json.jinja", include_str!("../../configs/prompts/default/subjects_json.jinja")),
     ("syllabus.jinja", include_str!("../../configs/prompts/default/syllabus.jinja")),
     ("syllabus_json.jinja", include_str!("../../configs/prompts/default/syllabus_json.jinja")),
     ("question.jinja", include_str!("../../configs/prompts/default/question.jinja")),
     ("answer.jinja", include_str!("../../configs/prompts/default/answer.jinja")),
+    ("question_attributes.jinja", include_str!("../../configs/prompts/default/question_attributes.jinja")),
+    ("question_cross.jinja", include_str!("../../configs/prompts/default/question_cross.jinja")),
+    ("critique.jinja", include_str!("../../configs/prompts/default/critique.jinja")),
+    ("rewrite.jinja", include_str!("../../configs/prompts/default/rewrite.jinja")),
+    ("follow_up.jinja", include_str!("../../configs/prompts/default/follow_up.jinja")),
+    ("judge.jinja", include_str!("../../configs/prompts/default/judge.jinja")),
+    ("taxonomy_fields.jinja", include_str!("../../configs/prompts/default/taxonomy_fields.jinja")),
+    ("taxonomy_subfields.jinja", include_str!("../../configs/prompts/default/taxonomy_subfields.jinja")),
+    ("taxonomy_disciplines.jinja", include_str!("../../configs/prompts/default/taxonomy_disciplines.jinja")),
+    ("taxonomy_review.jinja", include_str!("../../configs/prompts/default/taxonomy_review.jinja")),
 ];
 
 impl Prompts {
     /// Reads the templates that the configuration needs and tries each.
     ///
     /// **Errors**: usage: a missing file, a fault in a template or an unknown variable, with file and line.
-    pub fn load(config: &GenerateConfig) -> Result<Self> {
+    pub fn load(config: &Config) -> Result<Self> {
+        let generate = &config.generate;
         let mut kinds = vec![PromptKind::Subjects, PromptKind::Syllabus, PromptKind::Question, PromptKind::Answer];
-        if config.two_step {
-            kinds.extend([PromptKind::SubjectsJson, PromptKind::SyllabusJson]);
+        let vary = &generate.vary;
+        let varied =
+            [vary.task_type_ratio, vary.difficulty_ratio, vary.persona_ratio, vary.region_ratio, vary.name_ratio];
+        for (is_needed, more) in [
+            (generate.two_step, &[PromptKind::SubjectsJson, PromptKind::SyllabusJson][..]),
+            (varied.iter().any(|&ratio| ratio > 0.0), &[PromptKind::Attributes]),
+            (generate.cross_subject_ratio + generate.cross_discipline_ratio > 0.0, &[PromptKind::CrossQuestion]),
+            (generate.critique_and_rewrite, &[PromptKind::Critique, PromptKind::Rewrite]),
+            (generate.follow_up_turns > 0, &[PromptKind::FollowUp]),
+            (!config.judge.model.is_empty(), &[PromptKind::Judgement]),
+        ] {
+            kinds.extend(more.iter().filter(|_| is_needed));
         }
-        let built_in = config.prompts.as_os_str().is_empty();
-        let folder = if built_in { "built-in prompts".to_owned() } else { config.prompts.display().to_string() };
+        Self::of(&generate.prompts, &kinds)
+    }
+
+    /// Reads some templates and tries each; an empty `path` takes the built-in ones.
+    ///
+    /// **Errors**: those of [`Prompts::load`].
+    pub fn of(path: &Path, kinds: &[PromptKind]) -> Result<Self> {
+        let built_in = path.as_os_str().is_empty();
+        let folder = if built_in { "built-in prompts".to_owned() } else { path.display().to_string() };
         let mut sources = BTreeMap::new();
-        for kind in &kinds {
-            let source = if built_in {
+        for kind in kinds {
+            let is_own = !built_in && (REQUIRED.contains(&kind.file()) || path.join(kind.file()).exists());
+            let source = if is_own {
+                read_template(path, kind.file())?
+            } else {
                 let (_, source) =
                     BUILT_IN.iter().find(|(name, _)| *name == kind.file()).expect("every kind has a built-in template");
                 (*source).to_owned()
-            } else {
-                read_template(&config.prompts, kind.file())?
             };
             sources.insert(kind.file().to_owned(), source);
         }
-        if !built_in && config.prompts.join(SYSTEM).exists() {
-            sources.insert(SYSTEM.to_owned(), read_template(&config.prompts, SYSTEM)?);
+        if !built_in && path.join(SYSTEM).exists() {
+            sources.insert(SYSTEM.to_owned(), read_template(path, SYSTEM)?);
         }
         let prompts = Self { environment: environment(&sources, &folder)?, sources, folder };
-        for kind in kinds {
+        for &kind in kinds {
             prompts.messages(kind, &kind.example())?;
         }
         Ok(prompts)
@@ -121,6 +233,32 @@ impl Prompts {
             messages.push(Message::system(self.render(SYSTEM, &json!({}))?));
         }
         messages.push(Message::user(self.render(kind.file(), variables)?));
+        Ok(messages)
+    }
+
+    /// [`Prompts::messages`] with a second template behind the first.
+    pub fn messages_with(
+        &self,
+        (kind, variables): (PromptKind, &Value),
+        (more, more_variables): (PromptKind, &Value),
+    ) -> Result<Vec<Message>> {
+        let mut messages = self.messages(kind, variables)?;
+        let last = messages.last_mut().expect("a request has a user's turn");
+        last.content += &format!("\n\n{}", self.render(more.file(), more_variables)?);
+        Ok(messages)
+    }
+
+    /// A conversation that goes on: turns of question and answer, and a last question. Every question is rendered as the first
+    /// one is.
+    pub fn conversation(&self, turns: &[(String, String)], question: &str) -> Result<Vec<Message>> {
+        let mut messages = Vec::new();
+        for (asked, answer) in turns {
+            let of_turn = self.messages(PromptKind::Answer, &json!({"question": asked}))?;
+            let is_first = messages.is_empty();
+            messages.extend(of_turn.into_iter().filter(|message| is_first || message.role != "system"));
+            messages.push(Message::assistant(answer));
+        }
+        messages.push(Message::user(self.render(PromptKind::Answer.file(), &json!({"question": question}))?));
         Ok(messages)
     }
 
@@ -193,18 +331,11 @@ fn environment(sources: &BTreeMap<String, String>, folder: &str) -> Result<Envir
 fn template_error(folder: &str, file: &str, error: &minijinja::Error) -> anyhow::Error {
     let line = error.line().map_or(String::new(), |line| format!(" line {line}"));
     let what = error.detail().map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()));
-    let variables = [
-        PromptKind::Subjects,
-        PromptKind::SubjectsJson,
-        PromptKind::Syllabus,
-        PromptKind::SyllabusJson,
-        PromptKind::Question,
-        PromptKind::Answer,
-    ]
-    .into_iter()
-    .find(|kind| kind.file() == file)
-    .and_then(|kind| kind.example().as_object().map(|object| object.keys().cloned().collect::<Vec<_>>().join(", ")))
-    .unwrap_or_else(|| "none".into());
+    let variables = PromptKind::ALL
+        .into_iter()
+        .find(|kind| kind.file() == file)
+        .and_then(|kind| kind.example().as_object().map(|object| object.keys().cloned().collect::<Vec<_>>().join(", ")))
+        .unwrap_or_else(|| "none".into());
     usage(format!("prompt `{folder}/{file}`{line}: {what} (its variables are: {variables})"))
 }
 
@@ -223,12 +354,14 @@ mod tests {
     }
 
     fn load(folder: &tempfile::TempDir) -> Result<Prompts> {
-        Prompts::load(&GenerateConfig { prompts: folder.path().to_owned(), ..GenerateConfig::default() })
+        let mut config = Config::default();
+        config.generate.prompts = folder.path().to_owned();
+        Prompts::load(&config)
     }
 
     #[test]
     fn the_built_in_prompts_render_with_their_variables_and_leave_none_out() -> Result<()> {
-        let prompts = Prompts::load(&GenerateConfig::default())?;
+        let prompts = Prompts::load(&Config::default())?;
         let question = prompts.messages(
             PromptKind::Question,
             &json!({
@@ -255,11 +388,9 @@ mod tests {
     #[test]
     fn the_primer_prompts_render_as_the_primer_teacher_was_trained() -> Result<()> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let config = GenerateConfig {
-            prompts: root.join("configs/prompts/primer"),
-            two_step: false,
-            ..GenerateConfig::default()
-        };
+        let mut config = Config::default();
+        config.generate.prompts = root.join("configs/prompts/primer");
+        config.generate.two_step = false;
         let prompts = Prompts::load(&config)?;
         let rows: Vec<Value> = records::read_json(&root.join("tests/fixtures/primer_prompts.json"))?;
         assert!(!rows.is_empty());

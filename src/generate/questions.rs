@@ -1,25 +1,32 @@
 //! Syllabi to homework questions (section 2.4): one request per drawn combination of class sessions and key concepts.
 //!
+//! Where asked for, a share of a syllabus' questions joins it with a session of another one (`cross.rs`), and questions are
+//! varied by sampled attributes (`vary.rs`).
+//!
 //! `generate.num_questions` is spread over the disciplines by their weights (evenly, where the taxonomy gives none) and then evenly over their syllabi. The questions of one
 //! syllabus follow each other, as their prompts begin alike.
 
-use std::{collections::HashMap, ops::Range};
+use std::ops::Range;
 
 use anyhow::Result;
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    combos::{Combination, Combinations, spread_evenly, spread_weighted},
+    combos::Combinations,
+    cross,
+    plan::{plan, plan_round},
     prompts::{PromptKind, Prompts},
     step::{Split, Step, Work, WorkList, sampling_params},
-    syllabus::Syllabus,
+    syllabus::{ClassSession, Syllabus},
     taxonomy::Discipline,
     text::{Rejection, clean_question, distinct, is_other_script, is_refusal},
+    vary::{Attributes, Variety},
     weak::Round,
 };
 use crate::{
-    config::{Config, GenerateConfig},
+    config::Config,
     language_model::{Message, SamplingParams},
     seed::{record_id, stream},
 };
@@ -37,36 +44,69 @@ pub struct Question {
     pub subject: String,
     /// Level of the subject; may be empty.
     pub level: String,
-    /// 1: one class session. 2: two.
+    /// 1: one class session. 2: two. 3: one of each of two subjects.
     pub strategy: usize,
     /// Titles of the class sessions that it is about.
     pub class_sessions: Vec<String>,
     /// Key concepts that it was to use.
     pub key_concepts: Vec<String>,
+    /// Where it joins two subjects: the other one.
+    #[serde(flatten)]
+    pub other: Other,
+    /// What it was varied by.
+    #[serde(flatten)]
+    pub attributes: Attributes,
     /// What is asked.
     pub question: String,
+}
+
+/// The second subject of a question that joins two; empty where it does not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Other {
+    /// Its discipline.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub other_discipline: String,
+    /// Its name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub other_subject: String,
 }
 
 /// The sub-step.
 pub struct Questions<'a> {
     config: &'a Config,
     prompts: &'a Prompts,
+    variety: &'a Variety,
     syllabi: Vec<&'a Syllabus>,
     /// Questions to ask of each syllabus.
     shares: Vec<usize>,
+    /// Whom each syllabus may be joined with: those of one round are in one range.
+    rounds: Vec<Range<usize>>,
+    /// Key concepts of the class sessions of each syllabus.
+    sizes: Vec<Vec<usize>>,
 }
 
 /// What one question is made from.
 pub struct QuestionItem<'a> {
     syllabus: &'a Syllabus,
-    combination: Combination,
+    /// One or two class sessions with the key concepts drawn from each. The second one may be of another syllabus.
+    parts: Vec<SessionPart<'a>>,
+    strategy: usize,
+    attributes: Attributes,
+}
+
+/// A class session by its index, and concepts in it by theirs.
+struct SessionPart<'a> {
+    of: &'a Syllabus,
+    session: usize,
+    key_concepts: Vec<usize>,
 }
 
 impl<'a> Questions<'a> {
     /// Plans how many questions each syllabus gets. `syllabi` are those of the plain stage and of each of `rounds`.
     pub fn new(
         config: &'a Config,
-        prompts: &'a Prompts,
+        (prompts, variety): (&'a Prompts, &'a Variety),
         disciplines: &[Discipline],
         syllabi: &'a [Vec<Syllabus>],
         rounds: &[Round],
@@ -82,129 +122,146 @@ impl<'a> Questions<'a> {
         for (round, syllabi) in rounds.iter().zip(&syllabi[1..]) {
             shares.extend(plan_round(&config.generate, syllabi, round));
         }
-        Self { config, prompts, syllabi: syllabi.iter().flatten().collect(), shares }
-    }
-
-    fn syllabus_work(&self, syllabus: &'a Syllabus, share: usize) -> Vec<Work<QuestionItem<'a>>> {
-        let mut rng = stream(self.config.seed, self.name(), &syllabus.id);
-        let combinations = combinations(syllabus).draw(share, self.config.generate.two_session_ratio, &mut rng);
-        let text = json!([syllabus.introduction, syllabus.class_sessions]).to_string();
-        let run_seed = self.config.seed.to_string();
-        combinations
-            .into_iter()
-            .map(|combination| {
-                let chosen = json!([combination.class_sessions, combination.key_concepts]).to_string();
-                Work {
-                    id: record_id(&[self.name(), &run_seed, &syllabus.id, &text, &chosen]),
-                    parent: syllabus.id.clone(),
-                    item: QuestionItem { syllabus, combination },
-                }
-            })
-            .collect()
-    }
-}
-
-/// A share by its weight for every discipline that has a syllabus, and of it an even share for each of its syllabi; nobody
-/// gets more than it has combinations.
-fn plan(config: &GenerateConfig, disciplines: &[Discipline], syllabi: &[Syllabus]) -> Vec<usize> {
-    let capacities = capacities(config, syllabi);
-    let mut members: Vec<Vec<usize>> = Vec::new();
-    let mut place: HashMap<&str, usize> = HashMap::new();
-    for (index, syllabus) in syllabi.iter().enumerate() {
-        let group = *place.entry(&syllabus.discipline).or_insert_with(|| {
-            members.push(Vec::new());
-            members.len() - 1
+        let mut end = 0;
+        let rounds = syllabi.iter().map(|of_round| {
+            end += of_round.len();
+            end - of_round.len()..end
         });
-        members[group].push(index);
+        let rounds = rounds.collect();
+        let syllabi: Vec<&Syllabus> = syllabi.iter().flatten().collect();
+        let sizes = syllabi.iter().map(|syllabus| sizes(syllabus)).collect();
+        Self { config, prompts, variety, syllabi, shares, rounds, sizes }
     }
-    let group_capacities: Vec<u128> =
-        members.iter().map(|group| group.iter().map(|&index| capacities[index]).sum()).collect();
-    let weight_of = |name: &str| disciplines.iter().find(|discipline| discipline.name == name);
-    let weights: Vec<f64> = members
-        .iter()
-        .map(|group| weight_of(&syllabi[group[0]].discipline).map_or(1.0, |discipline| discipline.weight))
-        .collect();
-    let mut shares = vec![0; syllabi.len()];
-    for (group, share) in members.iter().zip(spread_weighted(config.num_questions, &group_capacities, &weights)) {
-        spread_over(group, share, &capacities, &mut shares);
-    }
-    shares
-}
 
-/// What a round asks for each discipline, spread evenly over the discipline's syllabi of that round.
-fn plan_round(config: &GenerateConfig, syllabi: &[Syllabus], round: &Round) -> Vec<usize> {
-    let capacities = capacities(config, syllabi);
-    let mut shares = vec![0; syllabi.len()];
-    for node in &round.nodes {
-        let group: Vec<usize> =
-            (0..syllabi.len()).filter(|&index| syllabi[index].discipline == node.discipline).collect();
-        let planned = spread_over(&group, node.extra_questions, &capacities, &mut shares);
-        if planned < node.extra_questions {
-            tracing::warn!(
-                "{}: the new syllabi have {planned} combinations of class sessions and key concepts, fewer than the {} \
-                 extra questions asked for",
-                node.discipline,
-                node.extra_questions
-            );
+    fn syllabus_work(&self, index: usize) -> Vec<Work<QuestionItem<'a>>> {
+        let (syllabus, share) = (self.syllabi[index], self.shares[index]);
+        let crossed = self.crossed(index);
+        let mut rng = stream(self.config.seed, self.name(), &syllabus.id);
+        let own = combinations(syllabus).draw(share - crossed.len(), self.config.generate.two_session_ratio, &mut rng);
+        let own = own.into_iter().map(|combination| {
+            let chosen = json!([combination.class_sessions, combination.key_concepts]).to_string();
+            let parts = combination.class_sessions.iter().map(|&session| {
+                let concepts = combination.key_concepts.iter().filter(|(of, _)| *of == session);
+                SessionPart { of: syllabus, session, key_concepts: concepts.map(|&(_, concept)| concept).collect() }
+            });
+            self.work_of(syllabus, &[&chosen], parts.collect(), combination.strategy())
+        });
+        own.chain(crossed).collect()
+    }
+
+    /// One entry of the work list; `chosen` says in words what tells it from the others of its syllabus.
+    fn work_of(
+        &self,
+        syllabus: &'a Syllabus,
+        chosen: &[&str],
+        parts: Vec<SessionPart<'a>>,
+        strategy: usize,
+    ) -> Work<QuestionItem<'a>> {
+        let run_seed = self.config.seed.to_string();
+        let text = content(syllabus);
+        let id = record_id(&[&[self.name(), &run_seed, &syllabus.id, &text], chosen].concat());
+        let attributes = self.variety.draw(self.config.seed, &id);
+        let id = if attributes.is_empty() { id } else { record_id(&[&id, &json!(attributes).to_string()]) };
+        let item = QuestionItem { syllabus, parts, strategy, attributes };
+        Work { id, parent: syllabus.id.clone(), item }
+    }
+
+    /// The questions that join a syllabus with another one. Each share is rounded at random, so that it holds on average
+    /// even for one question per syllabus.
+    fn crossed(&self, index: usize) -> Vec<Work<QuestionItem<'a>>> {
+        let generate = &self.config.generate;
+        let mut crossed = Vec::new();
+        for (name, ratio) in
+            [("cross subject", generate.cross_subject_ratio), ("cross discipline", generate.cross_discipline_ratio)]
+        {
+            if ratio == 0.0 {
+                continue;
+            }
+            let (syllabus, share) = (self.syllabi[index], self.shares[index]);
+            let mut rng = stream(self.config.seed, name, &syllabus.id);
+            let wanted = share as f64 * ratio;
+            let wanted = wanted.floor() as usize + usize::from(rng.random::<f64>() < wanted.fract());
+            let wanted = wanted.min(share - crossed.len());
+            let same_discipline = name == "cross subject";
+            let round = self.rounds.iter().find(|round| round.contains(&index)).cloned().unwrap_or_default();
+            let is_partner = |other: &Syllabus| {
+                other.parent != syllabus.parent && (other.discipline == syllabus.discipline) == same_discipline
+            };
+            let partners: Vec<usize> = round.filter(|&other| is_partner(self.syllabi[other])).collect();
+            let partner = |place: usize| {
+                let other = partners[place];
+                (self.sizes[other].as_slice(), syllabus.id < self.syllabi[other].id)
+            };
+            for drawn in cross::draw(&self.sizes[index], partners.len(), partner, wanted, &mut rng) {
+                let other = self.syllabi[partners[drawn.partner]];
+                let chosen = json!([drawn.sessions, drawn.key_concepts]).to_string();
+                let parts = [
+                    SessionPart { of: syllabus, session: drawn.sessions.0, key_concepts: drawn.key_concepts.0 },
+                    SessionPart { of: other, session: drawn.sessions.1, key_concepts: drawn.key_concepts.1 },
+                ];
+                let chosen = ["cross", &other.id, &content(other), &chosen];
+                crossed.push(self.work_of(syllabus, &chosen, parts.into(), 3));
+            }
         }
+        crossed
     }
-    shares
 }
 
-/// Spreads `share` evenly over the syllabi of a group; returns how much found room.
-fn spread_over(group: &[usize], share: usize, capacities: &[u128], shares: &mut [usize]) -> usize {
-    let of_group: Vec<u128> = group.iter().map(|&index| capacities[index]).collect();
-    let spread = spread_evenly(share, &of_group);
-    for (&index, share) in group.iter().zip(&spread) {
-        shares[index] = *share;
-    }
-    spread.iter().sum()
+/// What a question prompt shows of a syllabus.
+fn content(syllabus: &Syllabus) -> String {
+    json!([syllabus.introduction, syllabus.class_sessions]).to_string()
 }
 
-/// How many combinations each syllabus has.
-fn capacities(config: &GenerateConfig, syllabi: &[Syllabus]) -> Vec<u128> {
-    let capacity = |syllabus: &Syllabus| {
-        let combinations = combinations(syllabus);
-        // A ratio of 0 or 1 switches a strategy off; in between the other one fills up.
-        let single = if config.two_session_ratio < 1.0 { combinations.count(1) } else { 0 };
-        let two = if config.two_session_ratio > 0.0 { combinations.count(2) } else { 0 };
-        single + two
-    };
-    syllabi.iter().map(capacity).collect()
+/// Numbers of key concepts of the class sessions.
+fn sizes(syllabus: &Syllabus) -> Vec<usize> {
+    syllabus.class_sessions.iter().map(|session| session.key_concepts.len()).collect()
 }
 
-fn combinations(syllabus: &Syllabus) -> Combinations {
-    Combinations::new(syllabus.class_sessions.iter().map(|session| session.key_concepts.len()).collect())
+/// The combinations of a syllabus with itself.
+pub fn combinations(syllabus: &Syllabus) -> Combinations {
+    Combinations::new(sizes(syllabus))
 }
 
 impl QuestionItem<'_> {
+    fn sessions(&self) -> impl Iterator<Item = &ClassSession> {
+        self.parts.iter().map(|part| &part.of.class_sessions[part.session])
+    }
+
     fn titles(&self) -> Vec<String> {
-        let sessions = &self.syllabus.class_sessions;
-        self.combination.class_sessions.iter().map(|&index| sessions[index].title.clone()).collect()
+        self.sessions().map(|session| session.title.clone()).collect()
     }
 
     fn key_concepts(&self) -> Vec<String> {
         let concepts = self
-            .combination
-            .key_concepts
-            .iter()
-            .map(|&(session, concept)| self.syllabus.class_sessions[session].key_concepts[concept].clone());
+            .sessions()
+            .zip(&self.parts)
+            .flat_map(|(session, part)| part.key_concepts.iter().map(|&concept| session.key_concepts[concept].clone()));
         // Two sessions may share a concept; a prompt names it once.
         distinct(concepts, usize::MAX)
     }
 
+    /// The second subject.
+    fn other(&self) -> Option<&Syllabus> {
+        self.parts.last().map(|part| part.of).filter(|_| self.strategy == 3)
+    }
+
     fn variables(&self) -> Value {
+        let shown = |syllabus: &Syllabus| json!({"introduction": syllabus.introduction, "class_sessions": syllabus.class_sessions});
         let syllabus = self.syllabus;
-        let sampled: Vec<_> =
-            self.combination.class_sessions.iter().map(|&index| &syllabus.class_sessions[index]).collect();
-        json!({
+        let mut variables = json!({
             "discipline": syllabus.discipline,
             "subject": syllabus.subject,
             "level": syllabus.level,
-            "syllabus": {"introduction": syllabus.introduction, "class_sessions": syllabus.class_sessions},
-            "class_sessions": sampled,
+            "syllabus": shown(syllabus),
+            "class_sessions": self.sessions().collect::<Vec<_>>(),
             "key_concepts": self.key_concepts(),
-        })
+        });
+        if let Some(other) = self.other() {
+            variables["other"] = json!({
+                "discipline": other.discipline, "subject": other.subject, "level": other.level, "syllabus": shown(other),
+            });
+        }
+        variables
     }
 }
 
@@ -225,8 +282,7 @@ impl<'a> Step for Questions<'a> {
     }
 
     fn work(&self) -> Result<WorkList<'_, QuestionItem<'a>>> {
-        let shares = self.syllabi.iter().zip(&self.shares);
-        Ok(Box::new(shares.flat_map(|(&syllabus, &share)| self.syllabus_work(syllabus, share)).map(Ok)))
+        Ok(Box::new((0..self.syllabi.len()).flat_map(|index| self.syllabus_work(index)).map(Ok)))
     }
 
     /// Syllabi before the range are passed over as a whole: their combinations need not be drawn.
@@ -236,8 +292,7 @@ impl<'a> Step for Questions<'a> {
             skipped += self.shares[first];
             first += 1;
         }
-        let shares = self.syllabi[first..].iter().zip(&self.shares[first..]);
-        let work = shares.flat_map(|(&syllabus, &share)| self.syllabus_work(syllabus, share)).map(Ok);
+        let work = (first..self.syllabi.len()).flat_map(|index| self.syllabus_work(index)).map(Ok);
         Ok(Box::new(work.skip(range.start - skipped).take(range.len())))
     }
 
@@ -246,7 +301,13 @@ impl<'a> Step for Questions<'a> {
     }
 
     fn messages(&self, item: &QuestionItem) -> Result<Vec<Message>> {
-        self.prompts.messages(PromptKind::Question, &item.variables())
+        let kind = if item.strategy == 3 { PromptKind::CrossQuestion } else { PromptKind::Question };
+        let variables = item.variables();
+        if item.attributes.is_empty() {
+            return self.prompts.messages(kind, &variables);
+        }
+        let attributes = self.variety.variables(&item.attributes);
+        self.prompts.messages_with((kind, &variables), (PromptKind::Attributes, &attributes))
     }
 
     fn sampling(&self) -> SamplingParams {
@@ -274,9 +335,14 @@ impl<'a> Step for Questions<'a> {
             discipline: item.syllabus.discipline.clone(),
             subject: item.syllabus.subject.clone(),
             level: item.syllabus.level.clone(),
-            strategy: item.combination.strategy(),
+            strategy: item.strategy,
             class_sessions: item.titles(),
             key_concepts: item.key_concepts(),
+            other: item.other().map_or_else(Other::default, |other| Other {
+                other_discipline: other.discipline.clone(),
+                other_subject: other.subject.clone(),
+            }),
+            attributes: item.attributes.clone(),
             question: question.to_owned(),
         })
     }
@@ -285,7 +351,7 @@ impl<'a> Step for Questions<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generate::syllabus::ClassSession;
+    use crate::config::GenerateConfig;
 
     fn syllabus(discipline: &str, subject: &str, concepts: &[usize]) -> Syllabus {
         let sessions = concepts.iter().enumerate().map(|(index, &m)| ClassSession {
@@ -335,9 +401,9 @@ mod tests {
         let syllabi = [vec![syllabus("A", "1", &[4, 4, 4]), syllabus("B", "1", &[4, 4])]];
         let mut config = Config::default();
         config.generate.num_questions = 30;
-        let prompts = Prompts::load(&config.generate)?;
+        let (prompts, variety) = (Prompts::load(&config)?, Variety::load(&config.generate.vary)?);
         let ids = |config: &Config| -> Result<Vec<String>> {
-            let step = Questions::new(config, &prompts, &[], &syllabi, &[]);
+            let step = Questions::new(config, (&prompts, &variety), &[], &syllabi, &[]);
             let ids: Result<Vec<_>> = step.work()?.map(|work| work.map(|work| work.id)).collect();
             ids
         };
@@ -358,12 +424,52 @@ mod tests {
             let mut config = Config::default();
             config.generate.num_questions = 1000;
             config.generate.two_session_ratio = ratio;
-            let prompts = Prompts::load(&config.generate)?;
-            let step = Questions::new(&config, &prompts, &[], &syllabi, &[]);
+            let (prompts, variety) = (Prompts::load(&config)?, Variety::load(&config.generate.vary)?);
+            let step = Questions::new(&config, (&prompts, &variety), &[], &syllabi, &[]);
             let work: Vec<_> = step.work()?.collect::<Result<_>>()?;
             assert_eq!((work.len(), step.total()), (count, count));
-            assert!(work.iter().all(|work| work.item.combination.strategy() == strategy));
+            assert!(work.iter().all(|work| work.item.strategy == strategy));
         }
+        Ok(())
+    }
+
+    #[test]
+    fn crossed_questions_have_their_share_and_join_two_subjects() -> Result<()> {
+        let subject = |discipline: &str, name: &str| Syllabus {
+            parent: format!("{discipline} {name}"),
+            ..syllabus(discipline, name, &[4, 4, 4])
+        };
+        let syllabi = [vec![subject("A", "1"), subject("A", "2"), subject("A", "3"), subject("B", "4")]];
+        let mut config = Config::default();
+        config.generate.num_questions = 400;
+        let work = |config: &Config| -> Result<Vec<(String, usize, String, String)>> {
+            let (prompts, variety) = (Prompts::load(config)?, Variety::load(&config.generate.vary)?);
+            let step = Questions::new(config, (&prompts, &variety), &[], &syllabi, &[]);
+            let described = |work: Result<Work<QuestionItem>>| {
+                let Work { id, item, .. } = work?;
+                let prompt = &step.messages(&item)?[0].content;
+                assert_eq!(item.strategy == 3, prompt.contains("Second course"));
+                assert!(item.titles().iter().all(|title| prompt.contains(title)));
+                let other =
+                    item.other().map_or(String::new(), |other| format!("{} {}", other.discipline, other.subject));
+                Ok((id, item.strategy, item.syllabus.id.clone(), other))
+            };
+            step.work()?.map(described).collect()
+        };
+        let plain = work(&config)?;
+        config.generate.cross_subject_ratio = 0.3;
+        config.generate.cross_discipline_ratio = 0.1;
+        let crossed = work(&config)?;
+        assert_eq!((plain.len(), crossed.len()), (400, 400));
+        let ids: std::collections::HashSet<_> = crossed.iter().map(|(id, ..)| id).collect();
+        assert_eq!(ids.len(), 400);
+        let of = |own: &str, other: &str| {
+            crossed.iter().filter(|(_, _, id, with)| id.starts_with(own) && with.starts_with(other)).count()
+        };
+        // 200 questions a discipline; B has one subject, so nothing to join inside of it.
+        assert!((of("A", "A") as i64 - 60).abs() <= 3 && of("B", "B") == 0, "{} {}", of("A", "A"), of("B", "B"));
+        assert!((of("A", "B") as i64 - 20).abs() <= 3 && of("B", "A") == 20, "{} {}", of("A", "B"), of("B", "A"));
+        assert!(crossed.iter().all(|(_, strategy, own, other)| (*strategy == 3) != other.is_empty() && own != other));
         Ok(())
     }
 }

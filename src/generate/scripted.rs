@@ -35,6 +35,14 @@ pub enum Asked {
     Question,
     /// An answer.
     Answer,
+    /// What has to be changed in one.
+    Critique,
+    /// It written anew.
+    Rewrite,
+    /// A further question.
+    FollowUp,
+    /// A score.
+    Judgement,
 }
 
 /// The teacher.
@@ -61,6 +69,12 @@ impl Scripted {
         self
     }
 
+    /// Dies together with others that share its lives: a process that loads several models.
+    pub fn sharing(mut self, lives: &Rc<Cell<usize>>) -> Self {
+        self.lives = Rc::clone(lives);
+        self
+    }
+
     /// With other weights.
     pub fn with_hash(mut self, hash: &str) -> Self {
         self.identity.hash = hash.into();
@@ -83,6 +97,7 @@ pub fn asked(request: &Request) -> Asked {
         Some(Constraint::JsonSchema(schema)) if schema["properties"].get("subjects").is_some() => {
             return Asked::Subjects { json };
         }
+        Some(Constraint::JsonSchema(schema)) if schema["properties"].get("score").is_some() => return Asked::Judgement,
         Some(Constraint::JsonSchema(_)) => return Asked::Syllabus { json },
         Some(_) => unreachable!("stage 1 constrains by schema alone"),
         None => {}
@@ -92,6 +107,12 @@ pub fn asked(request: &Request) -> Asked {
         Asked::Subjects { json }
     } else if text.contains("Design a syllabus") {
         Asked::Syllabus { json }
+    } else if text.contains("Check this answer step by step") {
+        Asked::Critique
+    } else if text.contains("Write the answer anew") {
+        Asked::Rewrite
+    } else if text.contains("Write what the student asks next") {
+        Asked::FollowUp
     } else if text.contains("Write one homework question") {
         Asked::Question
     } else {
@@ -111,6 +132,11 @@ pub fn good_reply(request: &Request) -> String {
         Asked::Syllabus { json: true } => r#"{"introduction":"An introduction.","class_sessions":[{"title":"alpha","description":"first","key_concepts":["a1","a2"]},{"title":"beta","description":"second","key_concepts":["b1","b2","b3"]}]}"#.into(),
         Asked::Question => format!("Question: What is {}?", request.sampling.seed),
         Asked::Answer => format!("It is {}.", last_turn(request)),
+        Asked::Critique if number == 0 => "No change needed.".into(),
+        Asked::Critique => format!("Point {number} is wrong."),
+        Asked::Rewrite => format!("Rather it is {}.", request.sampling.seed),
+        Asked::FollowUp => format!("And what of {}?", request.sampling.seed),
+        Asked::Judgement => format!(r#"{{"reason":"Because.","score":{}}}"#, 1 + number),
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     config::SamplingConfig,
-    language_model::{Completion, Constraint, FinishReason, Message, Prompt, Request, SamplingParams},
+    language_model::{Completion, Constraint, FinishReason, LanguageModel, Message, Prompt, Request, SamplingParams},
     records::Ordered,
     seed,
     telemetry::Progress,
@@ -75,6 +75,11 @@ pub trait Step {
 
     /// The name in `rejected.jsonl`, `usage.jsonl`, `stats.json`, and in every seed and id.
     fn name(&self) -> &'static str;
+
+    /// The name in the seeds of its requests.
+    fn seed_name(&self) -> &'static str {
+        self.name()
+    }
 
     /// The file of records.
     fn file(&self) -> &'static str;
@@ -164,7 +169,8 @@ pub fn finish_part<S: Step>(stage: &mut Stage, step: &S, part: &Part, stats: &mu
         }
         let min_yield = config.min_yield;
         let mut book = Book { ledger: &mut ledger, stats, min_yield, ordered: Ordered::default(), progress: None };
-        serve(stage, step, &mut iter::once(Ok(next)).chain(work), (&mut book, &mut spare), max_attempts)?;
+        let work = Box::new(iter::once(Ok(next)).chain(work));
+        serve(stage, step, work, (&mut book, &mut spare), max_attempts)?;
         book.finish(step.name())?;
     }
     ledger.set_aside(spare)?;
@@ -227,100 +233,164 @@ struct Asking<T> {
     attempt: usize,
     /// Tokens of the prompts and completions of earlier attempts.
     tokens: (usize, usize),
+    /// What came of the attempt before this one.
+    rejected: Option<Answered>,
+}
+
+/// Some requests have no answer yet: a file of answers had none, or a remote teacher failed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{left} requests of `{step}` have no answer yet; what was answered is kept, run the same command again to go on"
+)]
+pub struct Unanswered {
+    /// The sub-step.
+    pub step: &'static str,
+    /// How many.
+    pub left: usize,
 }
 
 /// Takes what is known from `spare` and asks the teacher for the rest.
 fn serve<S: Step>(
     stage: &mut Stage,
     step: &S,
-    work: &mut dyn Iterator<Item = Result<Work<S::Item>>>,
+    work: WorkList<S::Item>,
     (book, spare): (&mut Book<S::Record>, &mut Spare),
     max_attempts: usize,
 ) -> Result<()> {
-    let run_seed = stage.config.seed;
-    let sampling = step.sampling();
-    let mut work = work.enumerate();
-    // The iterator of requests and the callback of results both work on these.
-    let in_flight = RefCell::new(HashMap::<String, Asking<S::Item>>::new());
-    let again = RefCell::new(VecDeque::<Asking<S::Item>>::new());
-    let book = RefCell::new(book);
-    let mut next = || -> Result<Option<Asking<S::Item>>> {
-        if let Some(asking) = again.borrow_mut().pop_front() {
-            return Ok(Some(asking));
-        }
-        for (position, work) in work.by_ref() {
-            let work = work?;
-            let known = if spare.is_empty() { None } else { spare.take(&work.id)? };
-            match known {
-                None => return Ok(Some(Asking { position, work, attempt: 1, tokens: (0, 0) })),
-                Some(known) => match known.reason() {
-                    Some(reason) if is_retried(&reason, known.attempts(), max_attempts) => {
-                        let (attempt, tokens) = (known.attempts() + 1, (known.prompt_tokens, known.completion_tokens));
-                        return Ok(Some(Asking { position, work, attempt, tokens }));
-                    }
-                    _ => book.borrow_mut().put(position, Entry::Again(known))?,
-                },
-            }
-        }
-        Ok(None)
-    };
-    let mut request = || -> Result<Option<Request>> {
-        let Some(asking) = next()? else { return Ok(None) };
-        let prompt = Prompt::Messages(step.messages(&asking.work.item)?);
-        let id = asking.work.id.clone();
-        let seed = seed_of(run_seed, step.name(), &id, asking.attempt);
-        let twice = in_flight.borrow_mut().insert(id.clone(), asking).is_some();
-        ensure!(!twice, "{}: the id {id} is twice in the work list", step.name());
-        Ok(Some(Request { id, prompt, sampling: SamplingParams { seed, ..sampling.clone() } }))
+    let mut backlog = Backlog {
+        step,
+        run_seed: stage.config.seed,
+        max_attempts,
+        sampling: step.sampling(),
+        work: work.enumerate(),
+        spare,
+        book,
+        in_flight: HashMap::new(),
+        again: VecDeque::new(),
     };
     // Looked for before the teacher is loaded: everything may be there.
-    let Some(first) = request()? else { return Ok(()) };
-    {
-        let mut book = book.borrow_mut();
-        let (done, all) = (book.stats.decided() as u64, book.stats.requested as u64);
-        book.progress = Some(Progress::new(step.name(), done, all));
-    }
+    let Some(first) = backlog.request()? else { return Ok(()) };
+    let (done, all) = (backlog.book.stats.decided() as u64, backlog.book.stats.requested as u64);
+    backlog.book.progress = Some(Progress::new(step.name(), done, all));
     let teacher = stage.model(step.role())?;
+    let backlog = RefCell::new(backlog);
+    let asked = ask(teacher, &backlog, first);
+    // Also when the teacher failed: what it had answered is not asked again.
+    let left = backlog.into_inner().save()?;
+    asked?;
+    if left > 0 { Err(Unanswered { step: step.name(), left }.into()) } else { Ok(()) }
+}
+
+/// Hands the backlog to the teacher, and once more for requests that came back to be asked again when no other was left.
+fn ask<S: Step>(teacher: &mut dyn LanguageModel, backlog: &RefCell<Backlog<S>>, first: Request) -> Result<()> {
     let mut first = Some(first);
-    // Once more for requests that came back to be asked again when no other was left.
     while first.is_some() {
         let mut failure = None;
         let mut requests = iter::from_fn(|| match first.take() {
             Some(first) => Some(first),
-            None => request().unwrap_or_else(|error| {
+            None => backlog.borrow_mut().request().unwrap_or_else(|error| {
                 failure = Some(error);
                 None
             }),
         });
-        teacher.generate(&mut requests, &mut |completion| {
-            let Some(asking) = in_flight.borrow_mut().remove(&completion.id) else {
-                bail!("{}: a result came for `{}`, which was not asked for", step.name(), completion.id)
-            };
-            let (position, attempt) = (asking.position, asking.attempt);
-            let tokens = (asking.tokens.0 + completion.prompt_tokens, asking.tokens.1 + completion.token_ids.len());
-            let outcome = outcome(step, &asking.work, &completion);
-            if outcome.as_ref().is_err_and(|rejection| is_retried(rejection.reason, attempt, max_attempts)) {
-                again.borrow_mut().push_back(Asking { attempt: attempt + 1, tokens, ..asking });
-                return Ok(());
-            }
-            let Work { id, parent, .. } = asking.work;
-            let decided = Decided {
-                id,
-                parent,
-                outcome,
-                attempts: attempt,
-                prompt_tokens: tokens.0,
-                completion_tokens: tokens.1,
-            };
-            book.borrow_mut().put(position, Entry::New(decided))
-        })?;
+        teacher.generate(&mut requests, &mut |completion| backlog.borrow_mut().settle(&completion))?;
         if let Some(error) = failure {
             return Err(error);
         }
-        ensure!(in_flight.borrow().is_empty(), "{}: the teacher left requests unanswered", step.name());
-        first = request()?;
+        let mut backlog = backlog.borrow_mut();
+        if !backlog.in_flight.is_empty() {
+            break;
+        }
+        first = backlog.request()?;
     }
     Ok(())
+}
+
+/// What is left of a work list. The iterator of requests and the callback of results both work on it.
+struct Backlog<'a, 'b, S: Step> {
+    step: &'a S,
+    run_seed: u64,
+    max_attempts: usize,
+    sampling: SamplingParams,
+    work: iter::Enumerate<WorkList<'a, S::Item>>,
+    spare: &'a mut Spare,
+    book: &'a mut Book<'b, S::Record>,
+    in_flight: HashMap<String, Asking<S::Item>>,
+    /// Those to be asked again.
+    again: VecDeque<Asking<S::Item>>,
+}
+
+impl<S: Step> Backlog<'_, '_, S> {
+    /// What is to be asked next; what is known on the way is put into the book.
+    fn next(&mut self) -> Result<Option<Asking<S::Item>>> {
+        if let Some(asking) = self.again.pop_front() {
+            return Ok(Some(asking));
+        }
+        for (position, work) in self.work.by_ref() {
+            let work = work?;
+            let known = if self.spare.is_empty() { None } else { self.spare.take(&work.id)? };
+            let Some(known) = known else {
+                return Ok(Some(Asking { position, work, attempt: 1, tokens: (0, 0), rejected: None }));
+            };
+            match known.reason() {
+                Some(reason) if is_retried(&reason, known.attempts(), self.max_attempts) => {
+                    let (attempt, tokens) = (known.attempts() + 1, (known.prompt_tokens, known.completion_tokens));
+                    return Ok(Some(Asking { position, work, attempt, tokens, rejected: Some(known) }));
+                }
+                _ => self.book.put(position, Entry::Again(known))?,
+            }
+        }
+        Ok(None)
+    }
+
+    fn request(&mut self) -> Result<Option<Request>> {
+        let Some(asking) = self.next()? else { return Ok(None) };
+        let prompt = Prompt::Messages(self.step.messages(&asking.work.item)?);
+        let id = asking.work.id.clone();
+        let seed = seed_of(self.run_seed, self.step.seed_name(), &id, asking.attempt);
+        let twice = self.in_flight.insert(id.clone(), asking).is_some();
+        ensure!(!twice, "{}: the id {id} is twice in the work list", self.step.name());
+        Ok(Some(Request { id, prompt, sampling: SamplingParams { seed, ..self.sampling.clone() } }))
+    }
+
+    /// Takes a result: into the book, or back into the queue.
+    fn settle(&mut self, completion: &Completion) -> Result<()> {
+        let step = self.step;
+        let Some(asking) = self.in_flight.remove(&completion.id) else {
+            bail!("{}: a result came for `{}`, which was not asked for", step.name(), completion.id)
+        };
+        let (position, attempts) = (asking.position, asking.attempt);
+        let tokens = (asking.tokens.0 + completion.prompt_tokens, asking.tokens.1 + completion.token_ids.len());
+        let outcome = outcome(step, &asking.work, completion);
+        let is_again =
+            outcome.as_ref().is_err_and(|rejection| is_retried(rejection.reason, attempts, self.max_attempts));
+        let (id, parent) = (asking.work.id.clone(), asking.work.parent.clone());
+        let (prompt_tokens, completion_tokens) = tokens;
+        let decided = Decided { id, parent, outcome, attempts, prompt_tokens, completion_tokens };
+        if is_again {
+            let rejected = Some(decided.into_answered(step.name())?);
+            self.again.push_back(Asking { attempt: attempts + 1, tokens, rejected, ..asking });
+            return Ok(());
+        }
+        self.book.put(position, Entry::New(decided))
+    }
+
+    /// Keeps what was answered and cannot be written yet, as a request before it has no answer. Returns how many have none.
+    fn save(self) -> Result<usize> {
+        let name = self.step.name();
+        let mut rows = Vec::new();
+        for entry in self.book.ordered.drain() {
+            // Known ones are still where they came from.
+            if let Entry::New(decided) = entry {
+                rows.push(decided.into_answered(name)?);
+            }
+        }
+        let left = self.in_flight.len();
+        // An attempt that was no use counts, though the one after it has no answer.
+        rows.extend(self.in_flight.into_values().chain(self.again).filter_map(|asking| asking.rejected));
+        self.spare.add(&mut rows.into_iter().map(Ok))?;
+        Ok(left)
+    }
 }
 
 /// The seed of an attempt; that of the first depends on the record alone.

@@ -1,15 +1,15 @@
 //! The taxonomy: fields, sub-fields and disciplines, the one input of the method that people write (section 2.1).
 //!
-//! Read from TOML, checked, and written to `generate/taxonomy.json` with an id and a parent for every node, so that
-//! every later record can be traced to its leaf.
+//! Read from TOML (`taxonomy_file.rs`), checked, and written to `generate/taxonomy.json` with an id and a parent for every
+//! node, so that every later record can be traced to its leaf. How many questions a leaf gets: `shares.rs`.
 
-use std::{collections::HashMap, path::Path};
+use std::path::Path;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::text::normalized_name;
-use crate::{error::usage, records, seed::record_id};
+use super::shares;
+use crate::{config::Balance, error::usage, records};
 
 /// The whole tree.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct Field {
     pub id: String,
     /// As written.
     pub name: String,
+    /// Its part of the questions.
+    #[serde(flatten)]
+    pub share: Share,
     /// In the order of the file.
     pub subfields: Vec<Subfield>,
 }
@@ -38,6 +41,9 @@ pub struct Subfield {
     pub parent: String,
     /// As written.
     pub name: String,
+    /// Its part of the questions.
+    #[serde(flatten)]
+    pub share: Share,
     /// In the order of the file.
     pub disciplines: Vec<DisciplineNode>,
 }
@@ -51,19 +57,40 @@ pub struct DisciplineNode {
     pub parent: String,
     /// As written.
     pub name: String,
-    /// Its share of the questions beside the others'; above 0.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub weight: f64,
+    /// Its part of the questions.
+    #[serde(flatten)]
+    pub share: Share,
 }
 
-/// The weight of a leaf that names none.
-fn one() -> f64 {
-    1.0
+/// How much of the questions a node of any level gets. Written only where it differs from the default.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Share {
+    /// Beside the others' 1; above 0. Weights along a path are multiplied.
+    #[serde(skip_serializing_if = "is_one")]
+    pub weight: f64,
+    /// Exactly this share of all questions; 0 asks for none in particular.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub quota: f64,
+    /// At most this share of all questions; 1 is no limit.
+    #[serde(skip_serializing_if = "is_one")]
+    pub cap: f64,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { weight: 1.0, quota: 0.0, cap: 1.0 }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
-fn is_one(weight: &f64) -> bool {
-    *weight == 1.0
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// A leaf together with the names above it: what the subject prompts need.
@@ -77,52 +104,30 @@ pub struct Discipline {
     pub subfield: String,
     /// Name of the discipline.
     pub name: String,
-    /// Its share of the questions beside the others'.
+    /// Its share of the questions beside the others', weights, quotas and caps of all levels considered.
     pub weight: f64,
 }
 
 impl Taxonomy {
-    /// Reads and checks a taxonomy file.
+    /// Every leaf in the order of the file, weighted as [`shares::leaf_weights`] has it.
     ///
-    /// **Errors**: usage, naming the file and the place in it: unreadable, not TOML, unknown keys, empty names or
-    /// lists, and a name twice under one parent (the same discipline in two sub-fields is allowed).
-    pub fn load(path: &Path) -> Result<Self> {
-        let source = std::fs::read_to_string(path).map_err(|error| {
-            usage(format!("cannot read the taxonomy `{}`: {error}; set `generate.taxonomy`", path.display()))
-        })?;
-        if source.trim().is_empty() {
-            return Err(usage(format!(
-                "the taxonomy `{}` is empty; expected [[fields]] with name, [[fields.subfields]] with name and \
-                 disciplines, as in configs/taxonomy.toml",
-                path.display()
-            )));
-        }
-        let raw: RawTaxonomy = toml::from_str(&source).map_err(|error| {
-            usage(format!(
-                "taxonomy `{}` is not as expected ([[fields]] with name, [[fields.subfields]] with name and \
-                 disciplines): {}",
-                path.display(),
-                error.to_string().trim_end()
-            ))
-        })?;
-        raw.check().map_err(|problem| usage(format!("taxonomy `{}`: {problem}", path.display())))
-    }
-
-    /// Every leaf in the order of the file.
-    pub fn disciplines(&self) -> Vec<Discipline> {
-        let mut leaves = Vec::new();
-        for field in &self.fields {
-            for subfield in &field.subfields {
-                leaves.extend(subfield.disciplines.iter().map(|leaf| Discipline {
-                    id: leaf.id.clone(),
-                    field: field.name.clone(),
-                    subfield: subfield.name.clone(),
-                    name: leaf.name.clone(),
-                    weight: leaf.weight,
-                }));
-            }
-        }
-        leaves
+    /// **Errors**: usage, for quotas and caps that cannot all hold.
+    pub fn disciplines(&self, balance: Balance) -> Result<Vec<Discipline>> {
+        let weights = shares::leaf_weights(self, balance).map_err(|what| usage(format!("the taxonomy's {what}")))?;
+        let leaves = self.fields.iter().flat_map(|field| {
+            field
+                .subfields
+                .iter()
+                .flat_map(move |subfield| subfield.disciplines.iter().map(move |leaf| (field, subfield, leaf)))
+        });
+        let leaves = leaves.zip(weights).map(|((field, subfield, leaf), weight)| Discipline {
+            id: leaf.id.clone(),
+            field: field.name.clone(),
+            subfield: subfield.name.clone(),
+            name: leaf.name.clone(),
+            weight,
+        });
+        Ok(leaves.collect())
     }
 
     /// Writes `taxonomy.json`, or checks that the one there is this one.
@@ -144,110 +149,6 @@ impl Taxonomy {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTaxonomy {
-    fields: Vec<RawField>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawField {
-    name: String,
-    subfields: Vec<RawSubfield>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSubfield {
-    name: String,
-    disciplines: Vec<RawDiscipline>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a discipline: a string, or a table such as { name = \"Physics\" }")]
-enum RawDiscipline {
-    Name(String),
-    Table(RawDisciplineTable),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDisciplineTable {
-    name: String,
-    #[serde(default = "one")]
-    weight: f64,
-}
-
-impl RawTaxonomy {
-    fn check(self) -> Result<Taxonomy, String> {
-        let names: Vec<String> = self.fields.iter().map(|field| field.name.clone()).collect();
-        check_names("field", "the taxonomy", &names)?;
-        let mut fields = Vec::with_capacity(self.fields.len());
-        for field in self.fields {
-            let name = field.name.trim().to_owned();
-            let id = record_id(&["field", &name]);
-            let place = format!("field `{name}`");
-            let names: Vec<String> = field.subfields.iter().map(|subfield| subfield.name.clone()).collect();
-            check_names("sub-field", &place, &names)?;
-            let subfields = field.subfields.into_iter().map(|subfield| subfield.check(&id, &place));
-            fields.push(Field { subfields: subfields.collect::<Result<_, _>>()?, id, name });
-        }
-        Ok(Taxonomy { fields })
-    }
-}
-
-impl RawSubfield {
-    fn check(self, parent: &str, place: &str) -> Result<Subfield, String> {
-        let name = self.name.trim().to_owned();
-        let id = record_id(&["subfield", parent, &name]);
-        let (names, weights): (Vec<String>, Vec<f64>) = self
-            .disciplines
-            .into_iter()
-            .map(|discipline| match discipline {
-                RawDiscipline::Name(name) => (name, one()),
-                RawDiscipline::Table(RawDisciplineTable { name, weight }) => (name, weight),
-            })
-            .unzip();
-        check_names("discipline", &format!("{place}, sub-field `{name}`"), &names)?;
-        if let Some((leaf, weight)) =
-            names.iter().zip(&weights).find(|(_, weight)| !(weight.is_finite() && **weight > 0.0))
-        {
-            return Err(format!("the discipline `{}` has the weight {weight}, but it must be above 0", leaf.trim()));
-        }
-        let disciplines = names.iter().map(|leaf| leaf.trim()).zip(weights).map(|(leaf, weight)| DisciplineNode {
-            id: record_id(&["discipline", &id, leaf]),
-            parent: id.clone(),
-            name: leaf.to_owned(),
-            weight,
-        });
-        Ok(Subfield { disciplines: disciplines.collect(), parent: parent.to_owned(), id, name })
-    }
-}
-
-/// Children of one node: at least one, none empty, none twice.
-fn check_names(what: &str, place: &str, names: &[String]) -> Result<(), String> {
-    if names.is_empty() {
-        return Err(format!("{place} has no {what}; give it at least one or remove it"));
-    }
-    let mut seen = HashMap::new();
-    for (index, name) in names.iter().enumerate() {
-        let key = normalized_name(name);
-        if key.is_empty() {
-            return Err(format!("{place}: {what} number {} has an empty name", index + 1));
-        }
-        if let Some(first) = seen.insert(key, index) {
-            return Err(format!(
-                "{place} names the {what} `{}` twice (numbers {} and {}); remove one",
-                name.trim(),
-                first + 1,
-                index + 1
-            ));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,7 +167,7 @@ mod tests {
             "[[fields]]\nname = \"Science\"\n[[fields.subfields]]\nname = \"Nature\"\n\
              disciplines = [\"Physics\", {name = \"Biology\", weight = 0.25}]\n",
         )?;
-        let leaves = taxonomy.disciplines();
+        let leaves = taxonomy.disciplines(Balance::Discipline)?;
         assert_eq!(leaves.iter().map(|leaf| leaf.name.as_str()).collect::<Vec<_>>(), ["Physics", "Biology"]);
         assert_eq!((leaves[1].field.as_str(), leaves[1].subfield.as_str()), ("Science", "Nature"));
         assert_eq!((leaves[0].weight, leaves[1].weight), (1.0, 0.25));
@@ -324,7 +225,7 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/taxonomy.toml");
         let taxonomy = Taxonomy::load(&path)?;
         assert_eq!(taxonomy.fields.len(), 8);
-        let mut names: Vec<_> = taxonomy.disciplines().into_iter().map(|leaf| leaf.name).collect();
+        let mut names: Vec<_> = taxonomy.disciplines(Balance::Discipline)?.into_iter().map(|leaf| leaf.name).collect();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 123);

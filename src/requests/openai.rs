@@ -5,6 +5,7 @@
 //! an answer never differs silently from what was asked for.
 
 mod batch;
+mod client;
 mod constraint;
 mod prompt;
 mod reply;
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 pub use self::{
     batch::{BatchJob, BatchRow},
+    client::{chat_body, read_chat_reply},
     reply::{ChunkWriter, ErrorBody, Labels, error_status, whole_reply},
 };
 use super::fields::{FieldError, Fields, strings};

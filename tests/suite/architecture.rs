@@ -37,9 +37,15 @@ const UNSAFE_ALLOWED: [&str; 4] = ["src/device.rs", "src/gguf/file.rs", "src/mai
 const NO_OPERATIONS: [&str; 3] = ["lib", "host", "simd"];
 /// Where `cfg(feature = …)` may stand outside `kernels/`.
 const FEATURES_ALLOWED: [&str; 1] = ["src/device.rs"];
-/// Where sockets are opened: one place that asks, one that listens (its command only resolves an address).
-const NETWORK_ALLOWED: [&str; 4] =
-    ["src/serve/", "src/commands/serve.rs", "src/commands/fetch.rs", "src/commands/fetch/benchmarks.rs"];
+/// Where sockets are opened: two places that ask (downloads, and a teacher whose endpoint the configuration names), one that
+/// listens (its command only resolves an address).
+const NETWORK_ALLOWED: [&str; 5] = [
+    "src/serve/",
+    "src/commands/serve.rs",
+    "src/commands/fetch.rs",
+    "src/commands/fetch/benchmarks.rs",
+    "src/commands/remote.rs",
+];
 /// What opens a socket or starts a runtime.
 const NETWORK_WORDS: [&str; 9] =
     ["std::net", "net::", "tokio", "use hyper", "hyper::", "hyper_util", "http_body", "hf_hub", "ureq"];

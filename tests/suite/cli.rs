@@ -2,9 +2,9 @@
 
 use super::support::glan;
 
-const COMMANDS: [&str; 17] = [
-    "run", "generate", "curate", "train", "evaluate", "report", "improve", "complete", "score", "serve", "chat",
-    "inspect", "export", "fetch", "bench", "doctor", "selftest",
+const COMMANDS: [&str; 18] = [
+    "run", "generate", "curate", "train", "evaluate", "report", "improve", "complete", "score", "serve", "taxonomy",
+    "chat", "inspect", "export", "fetch", "bench", "doctor", "selftest",
 ];
 
 #[test]

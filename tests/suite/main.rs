@@ -24,6 +24,7 @@ mod parity;
 mod pipeline;
 mod precision;
 mod queue;
+mod remote_teacher;
 mod resume;
 mod sandbox;
 mod sandbox_controls;

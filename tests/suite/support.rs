@@ -43,7 +43,7 @@ impl Outcome {
 pub fn glan_command(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_glan"));
     command.current_dir(folder).env("HF_HOME", folder.join("hf_home")).env("HF_HUB_OFFLINE", "1").env("NO_COLOR", "1");
-    for variable in ["HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "RUST_LOG", "XDG_CACHE_HOME"] {
+    for variable in ["HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "RUST_LOG", "XDG_CACHE_HOME", "OPENAI_API_KEY"] {
         command.env_remove(variable);
     }
     command
