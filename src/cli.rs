@@ -189,8 +189,6 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(args) => commands::pipeline::run(&args),
         Command::Curate(args) => commands::pipeline::curate(&args),
         Command::Generate(args) => commands::generate::main(&args),
-        Command::Generate(args) => commands::generate::main(&args),
-        Command::Curate(args) => curate::main(&args),
         Command::Train(args) => commands::pipeline::train(&args),
         Command::Evaluate(args) => commands::pipeline::evaluate(&args),
         Command::Report(args) => commands::pipeline::report(&args),

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::{

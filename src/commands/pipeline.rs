@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use candle_core::Device;
 use serde_json::json;
 
 use super::{

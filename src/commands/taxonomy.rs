@@ -1,6 +1,6 @@
 //! `glan taxonomy`: looks at, reviews and extends the file that everything is made from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -64,8 +64,8 @@ struct ReviewArgs {
     #[arg(long, value_name = "DIR")]
     model: Vec<String>,
     /// Folder of prompts with a `taxonomy_review.jinja`; the built-in one by default.
-    #[arg(long, value_name = "DIR", default_value = "")]
-    prompts: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    prompts: Option<PathBuf>,
     /// Type of the models' weights.
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DtypeChoice,
@@ -153,7 +153,7 @@ fn review(args: &ReviewArgs, json: bool) -> Result<()> {
         let device = args.device.open()?;
         for name in &args.model {
             let mut model = engine::load(name, &engine, &device, args.dtype, 0)?;
-            voters.push(ballot.ask(model.as_mut(), &args.prompts)?);
+            voters.push(ballot.ask(model.as_mut(), args.prompts.as_deref().unwrap_or(Path::new("")))?);
         }
     }
     let (kept, review) = ballot.decide(&taxonomy, &voters)?;

@@ -64,7 +64,16 @@ impl Row {
                     Some(Value::String(text)) => Ok(text),
                     _ => Err(bad(Some(id.clone()), &format!("`{key}` is not a text"))),
                 };
-                let messages = vec![Message::user(text("question")?), Message::assistant(text("answer")?)];
+                let (question, answer) = (text("question")?, text("answer")?);
+                // A pair that was asked on has all of its turns here.
+                let messages = match object.remove("messages").map(serde_json::from_value) {
+                    None => vec![Message::user(question), Message::assistant(answer)],
+                    Some(Ok(messages)) => messages,
+                    Some(Err(error)) => return Err(bad(Some(id), &format!("`messages`: {error}"))),
+                };
+                if let Err(what) = check_turns(&messages) {
+                    return Err(bad(Some(id), what));
+                }
                 let mut column = |key: &str| object.remove(key).unwrap_or(Value::Null);
                 let output = json!({
                     "id": id, "parent": parent, "discipline": column("discipline"), "subject": column("subject"),
@@ -166,6 +175,17 @@ mod tests {
             row.id
         );
         assert_eq!(serde_json::to_string(&row.output).expect("JSON"), expected);
+    }
+
+    #[test]
+    fn a_pair_that_was_asked_on_keeps_all_of_its_turns() {
+        let turns = r#"[{"role":"user","content":"Q"},{"role":"assistant","content":"A"},{"role":"user","content":"And?"},{"role":"assistant","content":"B"}]"#;
+        let line = |messages: &str| format!(r#"{{"id":"1","question":"Q","answer":"A","messages":{messages}}}"#);
+        let row = parse(&line(turns), RowFormat::Pairs).unwrap();
+        assert_eq!((row.messages.len(), row.question().as_str()), (4, "Q\nAnd?"));
+        assert_eq!(row.output["messages"].as_array().map(Vec::len), Some(4));
+        assert!(parse(&line(r#"[{"role":"user","content":"Q"}]"#), RowFormat::Pairs).is_err(), "no answer");
+        assert!(parse(&line("7"), RowFormat::Pairs).is_err());
     }
 
     #[test]

@@ -41,8 +41,8 @@ fn key(text: &str) -> String {
 /// The last number in a text: thousands separators and trailing zeros do not count.
 fn number(text: &str) -> Option<String> {
     let is_part = |char: char| char.is_ascii_digit() || char == '.' || char == ',';
-    let words = text.split(|char: char| !is_part(char)).map(|word| word.trim_matches(['.', ',']));
-    let last = words.filter(|word| word.starts_with(|char: char| char.is_ascii_digit())).next_back()?;
+    let mut words = text.split(|char: char| !is_part(char)).map(|word| word.trim_matches(['.', ',']));
+    let last = words.rfind(|word| word.starts_with(|char: char| char.is_ascii_digit()))?;
     let before = text[..text.rfind(last)?].strip_suffix('-');
     // In "10-7" the sign is a minus between two numbers.
     let sign = if before.is_some_and(|before| !before.ends_with(char::is_alphanumeric)) { "-" } else { "" };

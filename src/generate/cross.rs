@@ -32,9 +32,9 @@ impl<'a> Owned<'a> {
     fn new(own: &'a [usize], other: &'a [usize], is_first: bool) -> Self {
         let mut pairs = Vec::new();
         let mut total = 0;
-        for a in 0..own.len() {
-            for b in (0..other.len()).filter(|b| ((a + b) % 2 == 0) == is_first) {
-                total += two_session_count(own[a], other[b]);
+        for (a, &own) in own.iter().enumerate() {
+            for (b, &other) in other.iter().enumerate().filter(|(b, _)| (a + b).is_multiple_of(2) == is_first) {
+                total += two_session_count(own, other);
                 pairs.push((a, b, total));
             }
         }

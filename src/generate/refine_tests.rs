@@ -155,7 +155,7 @@ fn what_a_part_cannot_do_leaves_the_conversation_as_it_was() -> Result<()> {
     let bench = bench()?;
     let script = |request: &Request| match asked(request) {
         Asked::Rewrite | Asked::Judgement => Reply::Text("  ".into()),
-        Asked::FollowUp if request.sampling.seed % 2 == 0 => Reply::Cut("And".into()),
+        Asked::FollowUp if request.sampling.seed.is_multiple_of(2) => Reply::Cut("And".into()),
         _ => varied(request),
     };
     bench.run(|| teacher(script, 4)).1?;

@@ -16,6 +16,9 @@ use super::{
 };
 use crate::{config::Balance, error::usage, seed::record_id};
 
+/// A field by names: its sub-fields, and their disciplines.
+pub type NamedField = (String, Vec<(String, Vec<String>)>);
+
 impl Taxonomy {
     /// Reads and checks a taxonomy file.
     ///
@@ -46,7 +49,7 @@ impl Taxonomy {
     /// A taxonomy of names alone.
     ///
     /// **Errors**: the first fault, in words.
-    pub fn from_names(fields: Vec<(String, Vec<(String, Vec<String>)>)>) -> Result<Self, String> {
+    pub fn from_names(fields: Vec<NamedField>) -> Result<Self, String> {
         let subfield = |(name, leaves): (String, Vec<String>)| {
             let disciplines = leaves.into_iter().map(|name| RawDiscipline { name, share: RawShare::default() });
             RawSubfield { name, share: RawShare::default(), disciplines: disciplines.collect() }
