@@ -262,7 +262,7 @@ fn compare_request(request: &Value, planned: &PlannedTask, style: &PromptStyle) 
             None => Err("the task names no generation settings".to_owned()),
         },
         OutputType::MultipleChoice => {
-            let choice = prompt::continuation(planned.task, &planned.documents[doc_id], idx, style);
+            let choice = prompt::continuation(planned.task, &planned.document(doc_id), idx, style);
             compared("continuation", &choice.into(), &request["args"][1])
         }
     }
@@ -286,7 +286,7 @@ fn scored(row: &Value, bench: &mut Bench, responses: &[Response]) -> Result<(Val
     let doc_id = row["doc_id"].as_u64().ok_or("the row has no `doc_id`")? as usize;
     let planned = bench.plan(task, Some(0), 0, PromptStyle::plain())?;
     let document = planned.documents.get(doc_id).ok_or_else(|| format!("there is no document {doc_id}"))?;
-    let scored = metrics::score(planned, document, responses, &[]).map_err(|error| format!("{error:#}"))?;
+    let scored = metrics::score(planned, &document, responses, &[]).map_err(|error| format!("{error:#}"))?;
     Ok((document.target.to_value(), scored))
 }
 

@@ -9,6 +9,7 @@ pub mod compare;
 pub mod compare_results;
 pub mod contamination;
 mod data;
+mod documents;
 mod fewshot;
 pub mod golden;
 mod groups;

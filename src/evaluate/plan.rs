@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result};
 
 use super::{
+    documents::Documents,
     fewshot::FewshotSampler,
     prompt::{self, Context, PromptStyle},
     sandbox::Sandbox,
@@ -53,9 +54,9 @@ pub struct PlannedTask {
     /// Documents before the limit.
     pub original: usize,
     /// The documents that are evaluated; the index is the `doc_id`.
-    pub documents: Vec<Document>,
+    pub documents: Documents,
     /// Where examples come from.
-    fewshot_pool: Vec<Document>,
+    fewshot_pool: Documents,
     /// The examples of each document, as places in the pool. Prompts are put together from them when they are needed:
     /// with examples they are many times the size of the documents.
     shots: Vec<Vec<usize>>,
@@ -82,8 +83,8 @@ impl PlannedTask {
             num_fewshot: 0,
             original: documents.len(),
             shots: vec![Vec::new(); documents.len()],
-            documents,
-            fewshot_pool: Vec::new(),
+            documents: documents.into(),
+            fewshot_pool: Documents::default(),
             style: PromptStyle::plain(),
             given: Some(contexts),
         }
@@ -97,7 +98,7 @@ impl PlannedTask {
     /// Requests of a document: one per choice, or one per answer.
     pub fn requests(&self, doc_id: usize) -> usize {
         match self.spec().output_type {
-            OutputType::MultipleChoice => self.documents[doc_id].choices.len(),
+            OutputType::MultipleChoice => self.documents.num_choices(doc_id),
             OutputType::GenerateUntil(_) => self.task.repeats(),
         }
     }
@@ -107,8 +108,15 @@ impl PlannedTask {
         if let Some(given) = &self.given {
             return given[doc_id].clone();
         }
-        let shots: Vec<_> = self.shots[doc_id].iter().map(|&index| &self.fewshot_pool[index]).collect();
-        prompt::contexts(self.task, &shots, &self.documents[doc_id], &self.style)
+        let shots: Vec<Document> =
+            self.shots[doc_id].iter().filter_map(|&index| self.fewshot_pool.get(index)).collect();
+        let shots: Vec<&Document> = shots.iter().collect();
+        prompt::contexts(self.task, &shots, &self.document(doc_id), &self.style)
+    }
+
+    /// One of the plan's documents.
+    pub fn document(&self, doc_id: usize) -> Document {
+        self.documents.get(doc_id).expect("a document of the plan")
     }
 
     /// What a score leaves out: items that are not in the file, and those past the limit.
@@ -271,6 +279,7 @@ fn plan_task(
     if limit > 0 {
         documents.truncate(limit);
     }
+    let (documents, fewshot_pool) = (Documents::from(documents), Documents::from(fewshot_pool));
     let mut sampler = FewshotSampler::new(task.spec().sampler, fewshot_pool.len(), num_fewshot);
     let draw = |doc_id| if task.pool_is_test() { sampler.next_but(doc_id) } else { sampler.next_document() };
     let shots = (0..documents.len()).map(draw).collect();

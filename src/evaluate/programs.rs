@@ -36,7 +36,7 @@ pub fn run(plan: &Plan, planned: &PlannedTask, responses: &[Vec<Response>]) -> R
         let tests = document.target.to_string();
         let mut of_document = Vec::with_capacity(filters.len());
         for filter in filters {
-            let answers = if texts.is_empty() { Vec::new() } else { planned.task.answers(filter, &texts, document) };
+            let answers = if texts.is_empty() { Vec::new() } else { planned.task.answers(filter, &texts, &document) };
             of_document.push(answers.len());
             programs.extend(answers.into_iter().map(|answer| format!("{answer}\n{tests}")));
         }

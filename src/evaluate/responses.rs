@@ -170,7 +170,7 @@ fn work_list(plan: &Plan, inputs: &Inputs, model_key: &str) -> Result<Vec<Asked>
                         };
                         format!("{stop:?} {}{drawn}{}", generation.max_gen_toks, plan.think_end_token)
                     }
-                    OutputType::MultipleChoice => prompt::continuation(planned.task, document, idx, &plan.style),
+                    OutputType::MultipleChoice => prompt::continuation(planned.task, &document, idx, &plan.style),
                 };
                 let hash = seed::record_id(&[model_key, planned.spec().output_type.name(), context, &wanted]);
                 let hash = u64::from_str_radix(&hash, 16).context("a record id is a hexadecimal number")?;
@@ -351,7 +351,7 @@ fn score_requests(plan: &Plan, work: &[Asked], positions: &[usize], inputs: &Inp
 }
 
 fn choice_text(plan: &Plan, planned: &PlannedTask, asked: &Asked) -> String {
-    prompt::continuation(planned.task, &planned.documents[asked.doc_id], asked.idx, &plan.style)
+    prompt::continuation(planned.task, &planned.document(asked.doc_id), asked.idx, &plan.style)
 }
 
 fn position_of(id: &str) -> Result<usize> {

@@ -201,7 +201,7 @@ pub fn write(
                 let responses = &answers.responses[index][doc_id];
                 let outcomes = outcomes.get(doc_id).map_or(&[][..], Vec::as_slice);
                 let contexts = inputs.rendered(planned, doc_id)?;
-                for scored in metrics::score(planned, document, responses, outcomes)? {
+                for scored in metrics::score(planned, &document, responses, outcomes)? {
                     let row = sample_row(plan, planned, doc_id, &contexts, responses, &scored);
                     for key in ["doc_hash", "prompt_hash", "target_hash"] {
                         hashes.update(row[key].as_str().unwrap_or_default());
@@ -279,7 +279,7 @@ fn sample_row(
     responses: &[super::responses::Response],
     scored: &Scored,
 ) -> Map<String, Value> {
-    let document = &planned.documents[doc_id];
+    let document = planned.document(doc_id);
     let target = document.target.to_string();
     let mut arguments = Map::new();
     match planned.spec().output_type {
@@ -290,7 +290,7 @@ fn sample_row(
         OutputType::MultipleChoice => {
             for idx in 0..document.choices.len() {
                 let context = &contexts[planned.context_index(idx)];
-                let continuation = prompt::continuation(planned.task, document, idx, &plan.style);
+                let continuation = prompt::continuation(planned.task, &document, idx, &plan.style);
                 arguments.insert(format!("gen_args_{idx}"), json!({"arg_0": context, "arg_1": continuation}));
             }
         }
@@ -388,7 +388,7 @@ fn task_config(plan: &Plan, planned: &PlannedTask) -> Value {
         out.insert("doc_to_choice".into(), json!("choices"));
     }
     // A description speaks of the subject, the same for all its documents, or of the document.
-    let description = planned.documents.first().map(|document| planned.task.description(document));
+    let description = planned.documents.get(0).map(|document| planned.task.description(&document));
     out.insert("description".into(), json!(description.unwrap_or_default()));
     out.insert("target_delimiter".into(), json!(planned.task.target_delimiter()));
     out.insert("fewshot_delimiter".into(), json!(planned.task.fewshot_delimiter()));

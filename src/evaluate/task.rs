@@ -10,6 +10,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{
+    documents::Documents,
     prompt::{FEWSHOT_DELIMITER, TARGET_DELIMITER},
     stats,
 };
@@ -282,7 +283,7 @@ pub trait Task: Send + Sync {
     }
 
     /// One number for a metric over all documents, and its standard error where it has one.
-    fn aggregate(&self, metric: &str, documents: &[Document], values: &[Measure]) -> (f64, Option<f64>) {
+    fn aggregate(&self, metric: &str, documents: &Documents, values: &[Measure]) -> (f64, Option<f64>) {
         let _ = (metric, documents);
         let numbers: Vec<f64> = values.iter().filter_map(Measure::number).collect();
         stats::mean_stderr(&numbers)

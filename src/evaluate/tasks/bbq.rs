@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::definition::{Definition, Scoring, leak, mean};
 use crate::evaluate::{
     data,
+    documents::Documents,
     metrics::argmax,
     task::{Document, Measure, Scores, Split, Target, Task},
 };
@@ -270,7 +271,7 @@ fn scores(document: &Document, answer: Option<usize>) -> Scores {
 
 /// Accuracies where the context tells (`disamb`) or does not (`amb`); bias scores `2 biased / known - 1`, those of open
 /// contexts times the share of wrong answers. Without an item they are NaN.
-fn aggregate(metric: &str, _documents: &[Document], values: &[Measure]) -> (f64, Option<f64>) {
+fn aggregate(metric: &str, _documents: &Documents, values: &[Measure]) -> (f64, Option<f64>) {
     if metric == "acc" {
         return mean(values);
     }
@@ -342,10 +343,10 @@ mod tests {
     fn the_bias_of_open_contexts_is_weighed_by_the_wrong_answers() {
         let row = |acc: f64, biased: f64, known: f64| Measure::Numbers(vec![acc, biased, known, 0.0]);
         let values = [row(0.0, 1.0, 1.0), row(0.0, 1.0, 1.0), row(0.0, 0.0, 1.0), row(1.0, 0.0, 0.0)];
-        let (score, stderr) = aggregate("amb_bias_score", &[], &values);
+        let (score, stderr) = aggregate("amb_bias_score", &Documents::default(), &values);
         // (1 - 1/4) (2 * 2/3 - 1) = 1/4.
         assert!((score - 0.25).abs() < 1e-12 && stderr.is_none(), "{score}");
-        assert!(aggregate("disamb_bias_score", &[], &values).0.is_nan());
-        assert_eq!(aggregate("accuracy_amb", &[], &values).0, 0.25);
+        assert!(aggregate("disamb_bias_score", &Documents::default(), &values).0.is_nan());
+        assert_eq!(aggregate("accuracy_amb", &Documents::default(), &values).0, 0.25);
     }
 }

@@ -9,6 +9,7 @@ use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::filters::{Filter, constant};
+use crate::evaluate::documents::Documents;
 use crate::evaluate::task::{
     Document, Generation, Measure, OutputType, Sampler, ScorePrograms, Scores, Split, Task, TaskSpec,
 };
@@ -23,7 +24,7 @@ pub type ScoreChoices = fn(&Document, &[f64]) -> Scores;
 /// Scores filtered answers.
 pub type ScoreAnswers = fn(&Document, &[String]) -> Result<Scores>;
 /// One number, and its standard error, for a metric over all documents.
-pub type Aggregate = fn(&str, &[Document], &[Measure]) -> (f64, Option<f64>);
+pub type Aggregate = fn(&str, &Documents, &[Measure]) -> (f64, Option<f64>);
 
 /// What the functions of a task may replace.
 #[derive(Clone, Copy, Default)]
@@ -313,7 +314,7 @@ impl Task for Definition {
         }
     }
 
-    fn aggregate(&self, metric: &str, documents: &[Document], values: &[Measure]) -> (f64, Option<f64>) {
+    fn aggregate(&self, metric: &str, documents: &Documents, values: &[Measure]) -> (f64, Option<f64>) {
         match self.scoring.aggregate {
             Some(aggregate) => aggregate(metric, documents, values),
             None => mean(values),

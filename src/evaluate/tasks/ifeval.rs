@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::definition::{Definition, Scoring, mean};
 use crate::evaluate::{
     data,
+    documents::Documents,
     ifeval::{Checker, Verdicts},
     task::{Document, Measure, Scores, Split, Target, Task},
 };
@@ -79,7 +80,7 @@ fn score(document: &Document, answers: &[String]) -> Result<Scores> {
 }
 
 /// The instruction levels are means over all instructions, without a standard error.
-fn aggregate(metric: &str, documents: &[Document], values: &[Measure]) -> (f64, Option<f64>) {
+fn aggregate(metric: &str, documents: &Documents, values: &[Measure]) -> (f64, Option<f64>) {
     if metric.starts_with("prompt_level") {
         return mean(values);
     }
@@ -111,6 +112,6 @@ mod tests {
         };
         let documents = [asked(3), asked(1), asked(2)];
         let values = [Measure::Numbers(vec![1.0, 1.0, 0.0]), Measure::Numbers(vec![1.0]), Measure::Number(0.0)];
-        assert_eq!(aggregate("inst_level_strict_acc", &documents, &values), (0.5, None));
+        assert_eq!(aggregate("inst_level_strict_acc", &documents.to_vec().into(), &values), (0.5, None));
     }
 }

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::definition::{Definition, Scoring};
 use crate::evaluate::{
     data,
+    documents::Documents,
     task::{Document, Measure, Scores, Split, Target, Task},
 };
 
@@ -75,11 +76,11 @@ fn preferences(_document: &Document, sums: &[f64]) -> Scores {
     METRICS.iter().map(|metric| (*metric, found.clone())).collect()
 }
 
-fn aggregate(metric: &str, documents: &[Document], values: &[Measure]) -> (f64, Option<f64>) {
+fn aggregate(metric: &str, documents: &Documents, values: &[Measure]) -> (f64, Option<f64>) {
     // Sums by bias type and target term: items, preferred stereotypes, meaningful sentences.
-    let mut terms: BTreeMap<&str, BTreeMap<&str, [f64; 3]>> = BTreeMap::new();
+    let mut terms: BTreeMap<String, BTreeMap<String, [f64; 3]>> = BTreeMap::new();
     for (document, measure) in documents.iter().zip(values) {
-        let field = |key: &str| document.row[key].as_str().unwrap_or_default();
+        let field = |key: &str| document.row[key].as_str().unwrap_or_default().to_owned();
         let sums = terms.entry(field("bias_type")).or_default().entry(field("target")).or_default();
         sums[0] += 1.0;
         // An item that was not answered prefers nothing.
@@ -118,6 +119,7 @@ mod tests {
         let score = |sums: [f64; 3]| preferences(&documents[0], &sums)[0].1.clone();
         let values = [score([-1.0, -2.0, -9.0]), score([-2.0, -1.0, -9.0]), score([-1.0, -2.0, -1.5])];
         // Nurse prefers half, boss all: 75; nurse makes sense always, boss half: 75.
+        let documents = documents.to_vec().into();
         assert_eq!(aggregate("ss", &documents, &values).0, 75.0);
         assert_eq!(aggregate("lms", &documents, &values).0, 75.0);
         assert_eq!(aggregate("icat", &documents, &values).0, 75.0 * 25.0 / 50.0);

@@ -52,9 +52,9 @@ fn a_file_makes_prompts_and_scores() -> Result<()> {
     let expected = "Sums of two.\n\nQ: 2+3?\nA: 5\n\nQ: 1+1?\nA:";
     assert_eq!(planned.contexts(0), [Context::Text(expected.into())]);
     assert_eq!(planned.spec().version, 2.0);
-    let answers = planned.task.answers("number", &["It is 2\n".to_owned()], &planned.documents[0]);
+    let answers = planned.task.answers("number", &["It is 2\n".to_owned()], &planned.document(0));
     assert_eq!(answers, ["2"]);
-    assert_eq!(planned.task.score_answers(&answers, &planned.documents[0])?[0].1.number(), Some(1.0));
+    assert_eq!(planned.task.score_answers(&answers, &planned.document(0))?[0].1.number(), Some(1.0));
     Ok(())
 }
 
@@ -67,7 +67,7 @@ fn choices_may_be_an_expression_and_targets_an_index_or_a_choice() -> Result<()>
     let planned = planned(&path)?;
     let targets: Vec<_> = planned.documents.iter().map(|document| document.target.clone()).collect();
     assert_eq!(targets, [Target::Choice(1), Target::Choice(0)]);
-    assert_eq!(planned.documents[0].choices, ["x", "y"]);
+    assert_eq!(planned.document(0).choices, ["x", "y"]);
     Ok(())
 }
 
