@@ -65,7 +65,7 @@ fn choices_may_be_an_expression_and_targets_an_index_or_a_choice() -> Result<()>
     let rows = "{\"a\": \"x\", \"b\": \"y\", \"right\": 1}\n{\"a\": \"x\", \"b\": \"y\", \"right\": \"x\"}\n";
     let (_folder, path) = folder(text, rows)?;
     let planned = planned(&path)?;
-    let targets: Vec<_> = planned.documents.iter().map(|document| document.target.clone()).collect();
+    let targets: Vec<_> = planned.documents.iter().map(|document| document.target).collect();
     assert_eq!(targets, [Target::Choice(1), Target::Choice(0)]);
     assert_eq!(planned.document(0).choices, ["x", "y"]);
     Ok(())
