@@ -35,6 +35,7 @@ mod serve;
 mod soak;
 mod stages;
 mod support;
+mod taxonomy;
 mod tolerance;
 mod train_files;
 mod training;
